@@ -1,0 +1,180 @@
+"""The NumPy adapter: the CPU, and the host of everything that is drawn or read there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+
+from xpmlp.backends import Array, Kernel, ReferenceBackend, Rule
+from xpmlp.rng import Stream
+from xpmlp.typing import Operand, RuleFunctions
+
+# Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
+# does not grow with the batch or the number of parameters.
+BLOCK = 16384
+
+
+class NumpyBackend(ReferenceBackend):
+    """NumPy arrays in host memory."""
+
+    name = "numpy"
+    library = "numpy"
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(array_api_compat.numpy, device)
+        self._kernels: dict[Rule, Kernel] = {}
+
+    @cached_property
+    def functions(self) -> RuleFunctions:  # type: ignore[override]
+        return _Functions()
+
+    @classmethod
+    def version(cls) -> str:
+        return f"NumPy {np.__version__}"
+
+    def memory(self) -> tuple[int, int] | None:
+        import os
+
+        try:
+            page = os.sysconf("SC_PAGE_SIZE")
+            return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):  # not a POSIX system
+            return None
+
+    def context(self) -> AbstractContextManager[Any]:
+        # Overflow shows up in the loss, where training stops with an error that says where.
+        return np.errstate(all="ignore")
+
+    def owns(self, x: object) -> bool:
+        return isinstance(x, np.ndarray)
+
+    def from_host(self, x: Any) -> Array:
+        array: Array = np.asarray(x)
+        return array
+
+    def to_host(self, x: Array) -> Any:
+        return np.asarray(x)
+
+    def copy(self, x: Array, out: Array) -> None:
+        out[...] = x
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        np.matmul(_nd(a), _nd(b), out=_nd(out))
+
+    def elementwise(self, rule: Rule) -> Kernel:
+        if rule not in self._kernels:
+            self._kernels[rule] = _blocked(rule, self.functions)
+        return self._kernels[rule]
+
+    def sum_columns(self, x: Array, out: Array) -> None:
+        np.sum(_nd(x), axis=-2, out=_nd(out))
+
+    def sum_rows(self, x: Array, out: Array) -> None:
+        np.sum(_nd(x), axis=-1, keepdims=True, out=_nd(out))
+
+    def max_rows(self, x: Array, out: Array) -> None:
+        np.max(_nd(x), axis=-1, keepdims=True, out=_nd(out))
+
+    def total_squares(self, x: Array, dtype: str) -> Array:
+        flat = _nd(x).reshape(-1)
+        total = np.zeros((), dtype)
+        for start in range(0, flat.size, BLOCK):
+            part = flat[start : start + BLOCK].astype(dtype, copy=False)
+            total += part @ part
+        return total
+
+    def take_rows(self, x: Array, indices: Array, out: Array) -> None:
+        if x.dtype == out.dtype:
+            # mode="clip" writes straight into `out`; the default goes through a buffer.
+            np.take(_nd(x), _nd(indices), axis=0, out=_nd(out), mode="clip")
+            return
+        rows = max(1, BLOCK // max(1, out.size // out.shape[0]))
+        for start in range(0, out.shape[0], rows):
+            out[start : start + rows] = x[indices[start : start + rows]]
+
+    def fill_uniform(self, out: Array, stream: Stream) -> None:
+        self.generator(stream).random(out=_nd(out), dtype=np.float32)
+
+    def generator(self, stream: Stream) -> np.random.Generator:
+        bits = np.random.Philox(key=stream.key, counter=stream.counter)
+        return np.random.Generator(bits)
+
+
+class _Functions:
+    """NumPy's functions for rules, and SciPy's erf, loaded when a rule first asks for it."""
+
+    abs = np.abs
+    exp = np.exp
+    expm1 = np.expm1
+    log = np.log
+    log1p = np.log1p
+    maximum = np.maximum
+    minimum = np.minimum
+    sign = np.sign
+    sqrt = np.sqrt
+    tanh = np.tanh
+    where = staticmethod(np.where)
+
+    @cached_property
+    def erf(self) -> Callable[[Any], Any]:
+        from scipy.special import erf
+
+        function: Callable[[Any], Any] = erf
+        return function
+
+
+def _blocked(rule: Rule, functions: Any) -> Kernel:
+    """A kernel that runs a rule block by block along the first axis."""
+
+    def run(outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
+        results = rule(functions, *operands)
+        if len(outs) == 1:
+            outs[0][...] = results
+            return
+        for out, result in zip(outs, results, strict=True):
+            out[...] = result
+
+    def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
+        shape = outs[0].shape
+        if outs[0].size <= BLOCK:
+            run(outs, operands)
+            return
+        if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
+            outs = tuple(_nd(out).reshape(-1) for out in outs)
+            operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
+            shape = outs[0].shape
+        rows = max(1, BLOCK * shape[0] // outs[0].size)
+        sliced = [
+            not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
+            for x in operands
+        ]
+        for start in range(0, shape[0], rows):
+            part = slice(start, start + rows)
+            run(
+                tuple(out[part] for out in outs),
+                tuple(
+                    x[part] if cut else x  # type: ignore[index]
+                    for x, cut in zip(operands, sliced, strict=True)
+                ),
+            )
+
+    return kernel
+
+
+def _is_scalar(x: Any) -> bool:
+    return isinstance(x, float) or x.ndim == 0
+
+
+def _is_flat(x: Any, shape: tuple[int, ...]) -> bool:
+    return x.shape == shape and bool(x.flags.c_contiguous)
+
+
+def _nd(x: Any) -> np.ndarray[Any, Any]:
+    """The same array, for the type checker."""
+    array: np.ndarray[Any, Any] = x
+    return array

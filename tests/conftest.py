@@ -1,0 +1,26 @@
+"""The one list of backends that feeds every test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from strict_adapter import StrictBackend
+
+from xpmlp.backends import Backend, available_backends, get_backend
+
+BACKENDS: dict[str, Backend] = {
+    "numpy": get_backend("cpu", "numpy"),
+    "array-api-strict": StrictBackend(),
+}
+if available_backends()["cupy"] == "usable":
+    BACKENDS["cupy"] = get_backend("cuda", "cupy")
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,356 @@
+"""Adapters: the reference implementation of the primitives, and the way to find an adapter.
+
+The library names its adapters only as strings and imports one when it is asked for. Third
+parties add theirs through the entry-point group ``xpmlp.backends``.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+from warnings import warn
+
+import array_api_compat
+
+from xpmlp.errors import BackendUnavailableError, DeviceFallbackWarning, unknown_name
+from xpmlp.rng import Stream
+from xpmlp.typing import Array, Backend, Host, Kernel, Namespace, Operand, Rule, RuleFunctions
+
+__all__ = [
+    "Array",
+    "Backend",
+    "DTypePolicy",
+    "Kernel",
+    "Namespace",
+    "ReferenceBackend",
+    "Rule",
+    "available_backends",
+    "backend_of",
+    "get_backend",
+    "host",
+]
+
+# In order of preference for device="auto". Found by name, so that a bare checkout works too.
+_SHIPPED = {"cupy": "xpmlp_cupy:CupyBackend", "numpy": "xpmlp_numpy:NumpyBackend"}
+_ENTRY_POINTS = "xpmlp.backends"
+
+
+@dataclass(frozen=True)
+class DTypePolicy:
+    """One combination of dtypes that an adapter can train in.
+
+    Attributes
+    ----------
+    parameter : str
+        dtype of parameters, gradients and optimizer state.
+    compute : str
+        dtype of activations and error terms.
+    accumulate : str
+        dtype in which the loss and norms are summed.
+    """
+
+    parameter: str
+    compute: str
+    accumulate: str
+
+
+def functions_of(xp: Namespace) -> RuleFunctions:
+    """The functions for rules, from an Array API namespace alone."""
+
+    class Functions:
+        abs = staticmethod(xp.abs)
+        exp = staticmethod(xp.exp)
+        expm1 = staticmethod(xp.expm1)
+        log = staticmethod(xp.log)
+        log1p = staticmethod(xp.log1p)
+        maximum = staticmethod(xp.maximum)
+        minimum = staticmethod(xp.minimum)
+        sign = staticmethod(xp.sign)
+        sqrt = staticmethod(xp.sqrt)
+        tanh = staticmethod(xp.tanh)
+        where = staticmethod(xp.where)
+
+        @staticmethod
+        def erf(x: Any) -> Any:
+            # The standard has no erf. This series (DLMF 7.6.2) has positive terms only, so
+            # nothing cancels; beyond |x| = 6 the result is 1 to the last bit of float64.
+            x = xp.maximum(xp.minimum(x, 6.0), -6.0)
+            term = total = x
+            for n in range(1, 150):
+                term = term * (x * x) * (2.0 / (2 * n + 1))
+                total = total + term
+            return 1.1283791670955126 * xp.exp(-x * x) * total  # 2/sqrt(pi)
+
+    return cast(RuleFunctions, Functions)
+
+
+class ReferenceBackend(Backend):
+    """Every primitive by Array API functions alone: right for any conforming library, not fast.
+
+    Parameters
+    ----------
+    xp : namespace
+        The library's Array API namespace.
+    device : str
+        The name under which the device is known to users.
+    xp_device : object, optional
+        The library's own device object; None for its default device.
+    """
+
+    name = "array-api"
+    library = ""
+    immediate = True
+    policies = (
+        DTypePolicy("float32", "float32", "float64"),
+        DTypePolicy("float64", "float64", "float64"),
+    )
+
+    def __init__(self, xp: Namespace, device: str = "cpu", xp_device: Any = None) -> None:
+        self.xp = xp
+        self.device = device
+        self.xp_device = xp_device
+
+    def __repr__(self) -> str:
+        return f"<{self.name} adapter on {self.device}>"
+
+    @cached_property
+    def functions(self) -> RuleFunctions:  # type: ignore[override]
+        return functions_of(self.xp)
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        return ("cpu",)
+
+    @classmethod
+    def version(cls) -> str:
+        return "unknown"
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        return device == "cpu"
+
+    def memory(self) -> tuple[int, int] | None:
+        return None
+
+    def context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        pass
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return cast(Array, self.xp.empty(shape, dtype=self._dtype(dtype), device=self.xp_device))
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return cast(Array, self.xp.zeros(shape, dtype=self._dtype(dtype), device=self.xp_device))
+
+    def owns(self, x: object) -> bool:
+        if not array_api_compat.is_array_api_obj(x):
+            return False
+        here = self.xp_device
+        return array_api_compat.array_namespace(x) is self.xp and (
+            here is None or array_api_compat.device(x) == here
+        )
+
+    def from_host(self, x: Any) -> Array:
+        return cast(Array, self.xp.asarray(x, device=self.xp_device))
+
+    def to_host(self, x: Array) -> Any:
+        return host().from_host(x)
+
+    def read(self, x: Array) -> float:
+        return float(cast(Any, x))
+
+    def copy(self, x: Array, out: Array) -> None:
+        out[...] = self.xp.astype(x, out.dtype, copy=False)
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        out[...] = self.xp.matmul(a, b)
+
+    def elementwise(self, rule: Rule) -> Kernel:
+        def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
+            results = rule(self.functions, *operands)
+            for out, result in zip(
+                outs, results if isinstance(results, tuple) else (results,), strict=True
+            ):
+                out[...] = result
+
+        return kernel
+
+    def sum_columns(self, x: Array, out: Array) -> None:
+        out[...] = self.xp.sum(x, axis=-2)
+
+    def sum_rows(self, x: Array, out: Array) -> None:
+        out[...] = self.xp.sum(x, axis=-1, keepdims=True)
+
+    def max_rows(self, x: Array, out: Array) -> None:
+        out[...] = self.xp.max(x, axis=-1, keepdims=True)
+
+    def total(self, x: Array, dtype: str) -> Array:
+        return cast(Array, self.xp.sum(x, dtype=self._dtype(dtype)))
+
+    def total_squares(self, x: Array, dtype: str) -> Array:
+        wide = self.xp.astype(x, self._dtype(dtype), copy=False)
+        return cast(Array, self.xp.sum(wide * wide))
+
+    def take_rows(self, x: Array, indices: Array, out: Array) -> None:
+        self.copy(self.xp.take(x, indices, axis=0), out)
+
+    def fill_uniform(self, out: Array, stream: Stream) -> None:
+        drawn = host().empty(out.shape, "float32")
+        host().fill_uniform(drawn, stream)
+        out[...] = self.from_host(drawn)
+
+    def _dtype(self, name: str) -> Any:
+        return getattr(self.xp, name)
+
+
+def available_backends() -> dict[str, str]:
+    """The state of every known adapter on this machine.
+
+    Returns
+    -------
+    dict of str to str
+        Adapter name to ``"usable"``, or to the reason why it cannot be used.
+    """
+    return {name: _why_not(name) or "usable" for name in _known()}
+
+
+def get_backend(device: str = "auto", name: str | None = None, fallback: bool = True) -> Backend:
+    """The adapter for a device.
+
+    Parameters
+    ----------
+    device : str, default "auto"
+        ``"auto"`` (the best device that works), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or what a
+        third party's adapter adds.
+    name : str, optional
+        Take this adapter only, for instance ``"cupy"``; see :func:`available_backends`.
+    fallback : bool, default True
+        If the device cannot be used, take the CPU with a :class:`DeviceFallbackWarning` that
+        states the reason. False raises instead.
+
+    Returns
+    -------
+    Backend
+        One instance per adapter and device; later calls return the same.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If the device cannot be used and `fallback` is False.
+    ValueError
+        If no adapter knows the device or the name.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device must be a string such as 'cpu' or 'cuda:0', got {device!r}")
+    names = list(_known())
+    if name is not None and name not in names:
+        raise unknown_name("backend", name, names)
+    candidates = names if name is None else [name]
+    reasons = []
+    responsible = False
+    for candidate in candidates:
+        reason = _why_not(candidate)
+        try:
+            adapter = _adapter(candidate)
+        except ImportError:
+            reasons.append(f"{candidate}: {reason}")
+            continue
+        if device != "auto" and not adapter.accepts(device):
+            continue
+        responsible = True
+        if reason is None and device == "auto":
+            return _open(candidate, adapter.devices()[0])
+        if reason is None:
+            chosen = _match(device, adapter.devices())
+            if chosen is not None:
+                return _open(candidate, chosen)
+            reason = f"it has only {', '.join(adapter.devices())}"
+        reasons.append(f"{candidate}: {reason}")
+    if not responsible and (name is None or not reasons):
+        who = f"the {name} adapter" if name else "any adapter"
+        raise ValueError(
+            f"device={device!r} is not known to {who}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+        )
+    wanted = f"device={device!r}" + (f", backend={name!r}" if name else "")
+    message = f"{wanted} cannot be used ({'; '.join(reasons)})"
+    if not fallback or device == "cpu":
+        raise BackendUnavailableError(message)
+    warn(f"{message}; falling back to the CPU", DeviceFallbackWarning, stacklevel=2)
+    return host()
+
+
+def host() -> Host:
+    """The NumPy adapter: it draws what is drawn on the host, and every file passes through it."""
+    return cast(Host, _open("numpy", "cpu"))
+
+
+def backend_of(x: Array) -> Backend:
+    """The adapter for the library and device that the array `x` lives on.
+
+    An array of a library without an adapter gets the reference adapter for its namespace.
+    """
+    if host().owns(x):
+        return host()
+    library = type(x).__module__.partition(".")[0]
+    for name in _known():
+        if _why_not(name) is None and _adapter(name).library == library:
+            for label in _adapter(name).devices():
+                backend = _open(name, label)
+                if backend.owns(x):
+                    return backend
+    device = array_api_compat.device(x)
+    return ReferenceBackend(array_api_compat.array_namespace(x), str(device), device)
+
+
+_instances: dict[tuple[str, str], Backend] = {}
+
+
+def _open(name: str, device: str) -> Backend:
+    if (name, device) not in _instances:
+        _instances[name, device] = cast(Any, _adapter(name))(device)
+    return _instances[name, device]
+
+
+def _match(device: str, devices: tuple[str, ...]) -> str | None:
+    """`device` among `devices`; without an index it is the first of its kind."""
+    kind = re.compile(rf"{re.escape(device)}(:\d+)?")
+    return next((d for d in devices if d == device or kind.fullmatch(d)), None)
+
+
+@cache
+def _known() -> dict[str, str]:
+    third_party = {
+        point.name: point.value
+        for point in entry_points(group=_ENTRY_POINTS)
+        if point.name not in _SHIPPED
+    }
+    return _SHIPPED | third_party
+
+
+@cache
+def _adapter(name: str) -> type[Backend]:
+    module, _, attribute = _known()[name].partition(":")
+    return cast("type[Backend]", getattr(import_module(module), attribute))
+
+
+def _why_not(name: str) -> str | None:
+    try:
+        return _adapter(name).unavailable()
+    except ImportError as error:
+        return f"its package cannot be imported ({error})"
+
+
+def dtype_name(x: Array) -> str:
+    """The name of an array's dtype, such as ``"float32"``, in any library."""
+    return str(x.dtype).rpartition(".")[2]

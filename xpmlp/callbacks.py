@@ -1,0 +1,129 @@
+"""Callbacks: what can watch and end a run of training."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from xpmlp.errors import check_number, unknown_name
+
+if TYPE_CHECKING:
+    from xpmlp.training import Run
+
+
+class Callback:
+    """Hooks that do nothing; derive from it and override some.
+
+    Every hook is given the :class:`~xpmlp.training.Run`. ``run.stop(reason)`` ends training
+    after the current step.
+    """
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step, when every argument has been checked."""
+
+    def on_batch(self, run: Run) -> None:
+        """After each step. Reading ``run.batch_loss`` here waits for the device."""
+
+    def on_epoch(self, run: Run) -> None:
+        """After each epoch, when its values are in ``run.history``."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step, also when it was the last because of a stop or an interrupt."""
+
+
+class EarlyStopping(Callback):
+    """End training when a value has stopped improving, with the best parameters restored.
+
+    Parameters
+    ----------
+    monitor : str, default "val_loss"
+        A key of the history.
+    patience : int, default 10
+        Epochs without improvement before training ends.
+    min_delta : float, default 0.0
+        A change must be larger than this to count.
+    mode : {"auto", "min", "max"}, default "auto"
+        Whether smaller or larger is better. "auto" knows the losses and the named metrics.
+    restore_best : bool, default True
+        Whether the network ends with the parameters of its best epoch.
+
+    Attributes
+    ----------
+    best : float
+        The best value.
+    best_epoch : int
+        Its epoch, counted from 1.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        check_number("patience", patience, minimum=0, integer=True)
+        check_number("min_delta", min_delta, minimum=0)
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self.restore_best = restore_best
+        self.best = math.inf
+        self.best_epoch = 0
+        self._sign = 1.0
+
+    def on_start(self, run: Run) -> None:
+        if self.monitor not in run.better:
+            raise unknown_name("monitor", self.monitor, run.better)
+        mode = self.mode if self.mode != "auto" else run.better[self.monitor]
+        if mode is None:
+            raise ValueError(f"mode must be 'min' or 'max' for the metric {self.monitor!r}")
+        self._sign = 1.0 if mode == "min" else -1.0
+        self.best = self._sign * math.inf
+        self.best_epoch = 0
+        self._parameters = run.network.backend.empty(
+            run.network.parameters.shape, run.network.dtype
+        )
+
+    def on_epoch(self, run: Run) -> None:
+        value = run.history[self.monitor][-1]
+        if self._sign * (self.best - value) > self.min_delta:
+            self.best, self.best_epoch = value, run.epoch + 1
+            run.network.backend.copy(run.network.parameters, self._parameters)
+        elif run.epoch + 1 - self.best_epoch > self.patience:
+            run.stop(f"{self.monitor} has not improved for {self.patience + 1} epochs")
+
+    def on_end(self, run: Run) -> None:
+        if self.restore_best and self.best_epoch:
+            run.network.backend.copy(self._parameters, run.network.parameters)
+
+
+class ProgressBar(Callback):
+    """A bar with the device, samples per second and the newest values; only on a terminal."""
+
+    def on_start(self, run: Run) -> None:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(
+            total=run.epochs * run.n_samples,
+            desc=f"training on {run.network.device}",
+            unit=" samples",
+            unit_scale=True,
+            disable=None,  # where standard error is not a terminal
+            leave=True,
+        )
+
+    def on_batch(self, run: Run) -> None:
+        self._bar.update(run.batch_rows)
+
+    def on_epoch(self, run: Run) -> None:
+        if not self._bar.disable:
+            values = {key: f"{values[-1]:.4g}" for key, values in run.history.to_dict().items()}
+            self._bar.set_postfix(epoch=f"{run.epoch + 1}/{run.epochs}", **values, refresh=False)
+
+    def on_end(self, run: Run) -> None:
+        self._bar.close()

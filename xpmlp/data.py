@@ -1,0 +1,236 @@
+"""Data at the door: checked, moved to the device once, and handed out in batches.
+
+Checks come before anything is changed. Data keeps its own dtype on the device and is cast batch
+by batch, so that a uint8 image set never grows into a float copy of itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import array_api_compat
+
+from xpmlp.backends import backend_of, dtype_name, host
+from xpmlp.errors import check_number
+from xpmlp.losses import Loss
+from xpmlp.rng import stream
+from xpmlp.typing import Array, Backend
+
+_CHECK_ROWS = 4096  # rows looked at at a time, so that checking needs no memory of the data's size
+
+
+def as_matrix(
+    backend: Backend, value: Any, name: str, dtype: str, n_columns: int | None = None
+) -> Array:
+    """`value` as a checked array of shape ``(n_samples, n_columns)`` on the backend's device.
+
+    Raises
+    ------
+    TypeError
+        If it is sparse, or does not hold real numbers.
+    ValueError
+        If it is not 2-D, has no rows or no columns, another number of columns, or values that
+        are NaN, infinite or beyond `dtype`.
+    """
+    x = _real_array(value, name)
+    if x.ndim != 2:
+        hint = f"; reshape one feature with {name}.reshape(-1, 1)" if x.ndim == 1 else ""
+        raise ValueError(
+            f"{name} must be 2-D, (n_samples, n_features), got shape {tuple(x.shape)}{hint}"
+        )
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have at least one row and one column, got shape {tuple(x.shape)}"
+        )
+    if n_columns is not None and x.shape[1] != n_columns:
+        raise ValueError(
+            f"{name} must have {n_columns} columns, the network's n_features, "
+            f"got shape {tuple(x.shape)}"
+        )
+    _check_values(x, name, dtype)
+    return to_backend(backend, x)
+
+
+def as_target(
+    backend: Backend, value: Any, name: str, dtype: str, loss: Loss, n_samples: int, n_outputs: int
+) -> tuple[Array, bool]:
+    """`value` as targets that suit the loss, and whether they are class labels.
+
+    Returns
+    -------
+    y : array of shape (n_samples, n_outputs), or (n_samples, 1) for class labels
+    labels : bool
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers.
+    ValueError
+        If the shape does not suit the loss and the outputs, lengths differ, or values are out
+        of the loss's range.
+    """
+    y = _real_array(value, name)
+    labels = y.ndim == 1 and loss.labels_allowed(n_outputs)
+    if not labels and not (
+        (y.ndim == 1 and n_outputs == 1) or (y.ndim == 2 and y.shape[1] == n_outputs)
+    ):
+        shapes = f"({n_samples}, {n_outputs})"
+        if n_outputs == 1 or loss.labels_allowed(n_outputs):
+            shapes = f"({n_samples},) or {shapes}"
+        raise ValueError(
+            f"{name} for the loss {loss.name} and {n_outputs} output(s) must have shape "
+            f"{shapes}, got {tuple(y.shape)}"
+        )
+    if y.shape[0] != n_samples:
+        raise ValueError(
+            f"{name} must have as many rows as X, {n_samples}, got shape {tuple(y.shape)}"
+        )
+    _check_values(y, name, dtype)
+    xp = array_api_compat.array_namespace(y)
+    if labels and not xp.isdtype(y.dtype, "integral"):
+        raise TypeError(
+            f"{name} with one class label a row must hold integers 0 to {n_outputs - 1}, "
+            f"got dtype {dtype_name(y)}"
+        )
+    low, high = (0, n_outputs - 1) if labels else loss.target_range
+    if (low, high) != (-math.inf, math.inf) and not xp.isdtype(y.dtype, "bool"):
+        smallest, largest = float(xp.min(y)), float(xp.max(y))
+        if smallest < low or largest > high:
+            kind = "class labels" if labels else "values"
+            raise ValueError(
+                f"{name} for the loss {loss.name} must hold {kind} from {low:g} to {high:g}, "
+                f"got {smallest:g} to {largest:g}"
+            )
+    return to_backend(backend, y if y.ndim == 2 else y[:, None]), labels
+
+
+def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: int) -> Array:
+    """`value` as sample weights of shape ``(n_samples, 1)``.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers.
+    ValueError
+        If the shape differs from ``(n_samples,)``, a weight is negative, or all are zero.
+    """
+    weight = _real_array(value, name)
+    if tuple(weight.shape) != (n_samples,):
+        raise ValueError(f"{name} must have shape ({n_samples},), got {tuple(weight.shape)}")
+    _check_values(weight, name, dtype)
+    xp = array_api_compat.array_namespace(weight)
+    if xp.isdtype(weight.dtype, "bool"):
+        raise TypeError(f"{name} must hold numbers, got dtype bool")
+    smallest, largest = float(xp.min(weight)), float(xp.max(weight))
+    if smallest < 0 or largest == 0:
+        raise ValueError(
+            f"{name} must be >= 0 and not all 0, got values from {smallest:g} to {largest:g}"
+        )
+    on_device = to_backend(backend, weight[:, None])
+    cast = backend.empty((n_samples, 1), dtype)
+    backend.copy(on_device, cast)
+    return cast
+
+
+def batch_rows(batch_size: Any, n_samples: int) -> int:
+    """Rows of a batch: `batch_size`, at most all; None means all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a whole number from 1 on.
+    """
+    if batch_size is None:
+        return n_samples
+    check_number("batch_size", batch_size, minimum=1, integer=True)
+    return min(int(batch_size), n_samples)
+
+
+class Batches:
+    """The order of the samples, epoch by epoch, on the device.
+
+    Every epoch is a permutation, so it visits each sample once; the last batch may be smaller.
+
+    Parameters
+    ----------
+    backend : Backend
+    n_samples, n_rows : int
+        Samples, and rows of a full batch.
+    seed : int
+    shuffle : bool
+        False keeps the order of the data.
+    """
+
+    def __init__(
+        self, backend: Backend, n_samples: int, n_rows: int, seed: int, shuffle: bool
+    ) -> None:
+        self.backend = backend
+        self.n_samples = n_samples
+        self.n_rows = n_rows
+        self.seed = seed
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return (self.n_samples + self.n_rows - 1) // self.n_rows
+
+    def epoch(self, epoch: int) -> Iterator[Array]:
+        """The row numbers of each batch of an epoch."""
+        if self.shuffle:
+            drawn = host().generator(stream(self.seed, "shuffle", epoch=epoch))
+            order = self.backend.from_host(drawn.permutation(self.n_samples))
+        else:
+            order = self.backend.from_host(host().xp.arange(self.n_samples))
+        for part in blocks(self.n_samples, self.n_rows):
+            yield order[part]
+
+
+def blocks(n: int, n_rows: int) -> Iterator[slice]:
+    """Slices of `n_rows` that cover 0 to n; the last may be shorter."""
+    for start in range(0, n, n_rows):
+        yield slice(start, min(start + n_rows, n))
+
+
+def to_backend(backend: Backend, x: Array) -> Array:
+    """`x` on the backend's device, as it is if it is there already."""
+    return x if backend.owns(x) else backend.from_host(backend_of(x).to_host(x))
+
+
+def like(value: Any, backend: Backend, result: Array) -> Any:
+    """`result` where the caller's `value` lives: on its own device, or on the host."""
+    return result if backend.owns(value) else backend.to_host(result)
+
+
+def _real_array(value: Any, name: str) -> Any:
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name} must be a dense array, got sparse {type(value).__name__}")
+    if not array_api_compat.is_array_api_obj(value):
+        try:
+            value = host().from_host(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} must be an array of real numbers, got {type(value).__name__} ({error})"
+            ) from None
+    xp = array_api_compat.array_namespace(value)
+    if not xp.isdtype(value.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"{name} must hold real numbers, got dtype {dtype_name(value)}")
+    return value
+
+
+def _check_values(x: Any, name: str, dtype: str) -> None:
+    xp = array_api_compat.array_namespace(x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        return
+    largest = float(host().xp.finfo(getattr(host().xp, dtype)).max)
+    with backend_of(x).context():
+        for part in blocks(x.shape[0], _CHECK_ROWS):
+            rows = x[part, ...]
+            # NaN fails the comparison too.
+            if bool(xp.all(xp.abs(rows) <= largest)):
+                continue
+            if bool(xp.any(xp.isnan(rows))):
+                raise ValueError(f"{name} contains NaN")
+            if bool(xp.any(xp.isinf(rows))):
+                raise ValueError(f"{name} contains infinity")
+            raise ValueError(f"{name} contains a value too large for {dtype}")

@@ -1,0 +1,72 @@
+"""Every exception and warning class that xpmlp raises, and the wording of argument errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+
+class BackendUnavailableError(RuntimeError):
+    """The requested device or adapter cannot be used on this machine; the message says why."""
+
+
+class DeviceFallbackWarning(UserWarning):
+    """The requested device cannot be used and the CPU was taken instead."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the message names the epoch, batch and layer."""
+
+
+class TrainingInterruptedWarning(UserWarning):
+    """Training ended early on an interrupt; the network holds the last finished step."""
+
+
+class ModelFileError(ValueError):
+    """A file is not a model of xpmlp, or is damaged."""
+
+
+def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a table: lists the known names, the nearest first."""
+    names = sorted(known)
+    near = get_close_matches(str(given).lower(), names, n=3, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    ordered = near + [name for name in names if name not in near]
+    return ValueError(f"{argument}={given!r} is not known.{hint} Known: {', '.join(ordered)}.")
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+    integer: bool = False,
+) -> None:
+    """Raise unless `value` is a real (or whole) finite number in the given interval.
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a number, is a bool, or is fractional where a whole number is expected.
+    ValueError
+        If it is NaN, infinite or outside the interval.
+    """
+    kind = "a whole number" if integer else "a number"
+    left = ">" if open_minimum else ">="
+    right = "<" if open_maximum else "<="
+    bounds = [f"{left} {minimum:g}"] if minimum != -math.inf else []
+    bounds += [f"{right} {maximum:g}"] if maximum != math.inf else []
+    expected = f"{argument} must be {kind}" + (f" {' and '.join(bounds)}" if bounds else "")
+    if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
+        raise TypeError(f"{expected}, got {value!r}")
+    number = float(value)
+    below = number <= minimum if open_minimum else number < minimum
+    above = number >= maximum if open_maximum else number > maximum
+    if not math.isfinite(number) or below or above:
+        raise ValueError(f"{expected}, got {value!r}")

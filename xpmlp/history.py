@@ -1,0 +1,93 @@
+"""The record of a run of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class History:
+    """The values of each epoch: ``history["loss"]`` is a list with one number an epoch.
+
+    Attributes
+    ----------
+    stopped : str or None
+        Why training ended before its last epoch.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+        self.stopped: str | None = None
+
+    def __getitem__(self, key: str) -> list[float]:
+        return self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return max((len(values) for values in self._values.values()), default=0)
+
+    def __repr__(self) -> str:
+        newest = ", ".join(f"{key}={values[-1]:.4g}" for key, values in self._values.items())
+        return f"<History of {len(self)} epochs: {newest}>"
+
+    def append(self, values: dict[str, float]) -> None:
+        """Add one epoch."""
+        for key, value in values.items():
+            self._values.setdefault(key, []).append(value)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """A dict of lists, one entry an epoch."""
+        return {key: list(values) for key, values in self._values.items()}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the losses over the epochs, and everything else on an axis of its own.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw. Default: a new pyplot figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            Of the losses.
+
+        Raises
+        ------
+        ImportError
+            If `ax` is not given and matplotlib is not installed.
+        """
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError as error:
+                raise ImportError(
+                    "History.plot needs matplotlib: pip install 'xpmlp[plot]'"
+                ) from error
+            ax = pyplot.subplots()[1]
+        epochs = range(1, len(self) + 1)
+        losses = [key for key in self._values if key.endswith("loss")]
+        others = [key for key in self._values if key not in losses]
+        lines = []
+        for key in losses:
+            lines += ax.plot(epochs, self[key], label=key)
+        if all(value > 0 for key in losses for value in self[key]):
+            ax.set_yscale("log")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss")
+        ax.grid(alpha=0.3)
+        if others:
+            right = ax.twinx()
+            right.set_ylabel(", ".join(others))
+            for key in others:
+                lines += right.plot(epochs, self[key], "--", color=f"C{len(lines)}", label=key)
+        ax.legend(
+            lines,
+            [line.get_label() for line in lines],
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=len(lines),
+            frameon=False,
+        )
+        return ax

@@ -1,0 +1,423 @@
+r"""Optimizers: in-place updates of one flat parameter vector.
+
+``state = opt.init(theta)``, then ``opt.update(theta, grad, state)`` for every step. The update
+of one element is a rule in :mod:`xpmlp.rules`, so one formula serves every adapter. The state
+belongs to one run: its step count starts at 0 and is never reset.
+
+Every optimizer takes ``learning_rate``, a number or a schedule, and ``weight_decay``, which is
+decoupled from the gradient (Loshchilov & Hutter 2019): :math:`\theta \leftarrow (1 - \eta
+\lambda)\,\theta` before the update. PyTorch calls the penalty :math:`\tfrac\alpha2 \|\theta\|^2`
+``weight_decay`` except in AdamW; here that is ``alpha`` of the objective.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from xpmlp import rules
+from xpmlp.backends import backend_of, dtype_name
+from xpmlp.errors import check_number
+from xpmlp.typing import Array, Backend, Rule
+
+
+@dataclass
+class OptimizerState:
+    """What an optimizer remembers between updates.
+
+    Attributes
+    ----------
+    step : int
+        Finished updates.
+    slots : dict of str to array
+        One array of the shape of theta for each remembered quantity.
+    mu_product : float
+        NAdam's product of momentum coefficients; 1 for the others.
+    """
+
+    step: int
+    slots: dict[str, Array]
+    backend: Backend = field(repr=False)
+    n_decayed: int
+    mu_product: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The part that all optimizers share; derive from it to add one.
+
+    Parameters
+    ----------
+    learning_rate : float or callable, default 0.001
+        Step size, or a schedule ``step -> float``.
+    weight_decay : float, default 0.0
+        Decoupled weight decay.
+    """
+
+    name: ClassVar[str]
+    learning_rate: float | Callable[[int], float] = 0.001
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate, minimum=0)
+        check_number("weight_decay", self.weight_decay, minimum=0)
+
+    def init(
+        self, theta: Array, n_decayed: int | None = None, backend: Backend | None = None
+    ) -> OptimizerState:
+        """The state before the first update.
+
+        Parameters
+        ----------
+        theta : array of shape (n_parameters,)
+        n_decayed : int, optional
+            Weight decay acts on this many leading elements. Default: on all. The weights of a
+            network lead its parameter vector, so that its biases can be left alone.
+        backend : Backend, optional
+            Default: the adapter for theta's library and device.
+        """
+        backend = backend or backend_of(theta)
+        slots = {slot: backend.zeros(theta.shape, dtype_name(theta)) for slot in self.slots()}
+        return OptimizerState(0, slots, backend, theta.shape[0] if n_decayed is None else n_decayed)
+
+    def update(self, theta: Array, grad: Array, state: OptimizerState) -> None:
+        """One step, in place on `theta` and `state`.
+
+        Parameters
+        ----------
+        theta, grad : array of shape (n_parameters,)
+        state : OptimizerState
+            From :meth:`init`, advanced by one.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ, or a schedule returns a negative or non-finite rate.
+        """
+        if grad.shape != theta.shape:
+            raise ValueError(f"grad must have the shape of theta, {theta.shape}, got {grad.shape}")
+        rate = self.rate(state.step)
+        state.step += 1
+        elementwise = state.backend.elementwise
+        if self.weight_decay:
+            decayed = theta[: state.n_decayed]
+            elementwise(rules.multiply)((decayed,), decayed, 1.0 - rate * self.weight_decay)
+        slots = tuple(state.slots.values())
+        elementwise(self.rule())((theta, *slots), theta, grad, *slots, *self.numbers(rate, state))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the update after `step` finished ones."""
+        if not callable(self.learning_rate):
+            return float(self.learning_rate)
+        rate = self.learning_rate(step)
+        check_number(f"the learning rate of step {step}", rate, minimum=0)
+        return float(rate)
+
+    def slots(self) -> tuple[str, ...]:
+        """Names of the remembered arrays, in the order the rule takes and returns them."""
+        return ()
+
+    @abstractmethod
+    def rule(self) -> Rule:
+        """``rule(xp, p, g, *slots, *numbers) -> (p, *slots)``."""
+
+    @abstractmethod
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        """The rule's numbers for one update; ``state.step`` counts from 1 here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    r"""Gradient descent: stochastic, mini-batch or full batch, by the batch size alone.
+
+    :math:`v \leftarrow \mu v + (1 - \text{dampening})\, g`,
+    :math:`\theta \leftarrow \theta - \eta v`, or with Nesterov's variant
+    :math:`\theta \leftarrow \theta - \eta (g + \mu v)` (Sutskever et al. 2013). As in PyTorch,
+    the first step takes ``v = g``, undampened. ``dampening=momentum`` is the averaged form.
+
+    Parameters
+    ----------
+    momentum : float, default 0.0
+        In [0, 1).
+    dampening : float, default 0.0
+        In [0, 1].
+    nesterov : bool, default False
+        Needs momentum and no dampening.
+    """
+
+    learning_rate: float | Callable[[int], float] = 0.01
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    name = "sgd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+        check_number("dampening", self.dampening, minimum=0, maximum=1)
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                "nesterov=True needs momentum > 0 and dampening=0, "
+                f"got momentum={self.momentum!r}, dampening={self.dampening!r}"
+            )
+        if self.dampening and not self.momentum:
+            raise ValueError(f"dampening={self.dampening!r} needs momentum > 0, got momentum=0")
+
+    def slots(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
+    def rule(self) -> Rule:
+        if not self.momentum:
+            return rules.sgd
+        return rules.nesterov if self.nesterov else rules.momentum
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        if not self.momentum:
+            return (rate,)
+        gain = 1.0 if state.step == 1 else 1.0 - self.dampening
+        return rate, float(self.momentum), gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaGrad(Optimizer):
+    r""":math:`s \leftarrow s + g^2`,
+    :math:`\theta \leftarrow \theta - \eta\, g / (\sqrt s + \epsilon)` (Duchi et al. 2011).
+
+    Parameters
+    ----------
+    epsilon : float, default 1e-10
+    """
+
+    learning_rate: float | Callable[[int], float] = 0.01
+    epsilon: float = 1e-10
+    name = "adagrad"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("epsilon", self.epsilon, minimum=0)
+
+    def slots(self) -> tuple[str, ...]:
+        return ("square_sum",)
+
+    def rule(self) -> Rule:
+        return rules.adagrad
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        return rate, float(self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaDelta(Optimizer):
+    r""":math:`s \leftarrow \rho s + (1 - \rho) g^2`,
+    :math:`\delta = -\sqrt{u + \epsilon} / \sqrt{s + \epsilon}\; g`,
+    :math:`u \leftarrow \rho u + (1 - \rho) \delta^2`,
+    :math:`\theta \leftarrow \theta + \eta \delta` (Zeiler 2012, equations 8 to 10).
+
+    Parameters
+    ----------
+    rho : float, default 0.9
+        In [0, 1).
+    epsilon : float, default 1e-6
+    """
+
+    learning_rate: float | Callable[[int], float] = 1.0
+    rho: float = 0.9
+    epsilon: float = 1e-6
+    name = "adadelta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("rho", self.rho, minimum=0, maximum=1, open_maximum=True)
+        check_number("epsilon", self.epsilon, minimum=0, open_minimum=True)
+
+    def slots(self) -> tuple[str, ...]:
+        return ("square_average", "delta_average")
+
+    def rule(self) -> Rule:
+        return rules.adadelta
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        return rate, float(self.rho), 1.0 - self.rho, float(self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop(Optimizer):
+    r""":math:`s \leftarrow \rho s + (1 - \rho) g^2`,
+    :math:`\theta \leftarrow \theta - \eta\, g / (\sqrt s + \epsilon)` (Hinton, lecture 6).
+
+    Parameters
+    ----------
+    rho : float, default 0.99
+        In [0, 1).
+    epsilon : float, default 1e-8
+    momentum : float, default 0.0
+        In [0, 1). With it, :math:`v \leftarrow \mu v + g / (\sqrt s + \epsilon)` and
+        :math:`\theta \leftarrow \theta - \eta v`.
+    centered : bool, default False
+        Divide by the root of the variance, ``s - c**2`` with the running mean c of the
+        gradient, instead (Graves 2013).
+    """
+
+    rho: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    centered: bool = False
+    name = "rmsprop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("rho", self.rho, minimum=0, maximum=1, open_maximum=True)
+        check_number("epsilon", self.epsilon, minimum=0)
+        check_number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+
+    def slots(self) -> tuple[str, ...]:
+        optional = (("gradient_average", self.centered), ("velocity", bool(self.momentum)))
+        return "square_average", *(slot for slot, used in optional if used)
+
+    def rule(self) -> Rule:
+        if self.momentum:
+            return rules.rmsprop_centered_momentum if self.centered else rules.rmsprop_momentum
+        return rules.rmsprop_centered if self.centered else rules.rmsprop
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        common = (rate, float(self.rho), 1.0 - self.rho, float(self.epsilon))
+        return (*common, float(self.momentum)) if self.momentum else common
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AdamBase(Optimizer):
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beta_1", self.beta_1, minimum=0, maximum=1, open_maximum=True)
+        check_number("beta_2", self.beta_2, minimum=0, maximum=1, open_maximum=True)
+        check_number("epsilon", self.epsilon, minimum=0)
+
+    def slots(self) -> tuple[str, ...]:
+        return "m", "v"
+
+    def _moments(self, state: OptimizerState) -> tuple[float, ...]:
+        """beta_1, 1 - beta_1, beta_2, 1 - beta_2, 1 / sqrt(1 - beta_2^t), epsilon."""
+        b1, b2 = float(self.beta_1), float(self.beta_2)
+        root = 1.0 / math.sqrt(1.0 - b2**state.step)
+        return b1, 1.0 - b1, b2, 1.0 - b2, root, float(self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(_AdamBase):
+    r""":math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`,
+    :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
+    :math:`\theta \leftarrow \theta - \eta\, \hat m / (\sqrt{\hat v} + \epsilon)` with
+    :math:`\hat m = m / (1 - \beta_1^t)`, :math:`\hat v = v / (1 - \beta_2^t)`
+    (Kingma & Ba 2015).
+
+    Parameters
+    ----------
+    beta_1, beta_2 : float, default 0.9 and 0.999
+        In [0, 1).
+    epsilon : float, default 1e-8
+    amsgrad : bool, default False
+        Use the largest v so far (Reddi et al. 2018).
+    """
+
+    amsgrad: bool = False
+    name = "adam"
+
+    def slots(self) -> tuple[str, ...]:
+        return ("m", "v", "v_max") if self.amsgrad else ("m", "v")
+
+    def rule(self) -> Rule:
+        return rules.amsgrad if self.amsgrad else rules.adam
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        return rate / (1.0 - self.beta_1**state.step), *self._moments(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay by default (Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    weight_decay : float, default 0.01
+    """
+
+    weight_decay: float = 0.01
+    name = "adamw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdam(_AdamBase):
+    r"""Adam with Nesterov momentum (Dozat 2016), and his momentum schedule
+    :math:`\mu_t = \beta_1 (1 - \tfrac12\, 0.96^{t \psi})`:
+    :math:`\theta \leftarrow \theta - \eta\, \big(\frac{1 - \mu_t}{1 - \prod_{i \le t} \mu_i} g +
+    \frac{\mu_{t+1}}{1 - \prod_{i \le t + 1} \mu_i} m\big) / (\sqrt{\hat v} + \epsilon)`.
+
+    Parameters
+    ----------
+    beta_1, beta_2 : float, default 0.9 and 0.999
+        In [0, 1).
+    epsilon : float, default 1e-8
+    momentum_decay : float, default 0.004
+        :math:`\psi`.
+    """
+
+    learning_rate: float | Callable[[int], float] = 0.002
+    momentum_decay: float = 0.004
+    name = "nadam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("momentum_decay", self.momentum_decay, minimum=0)
+
+    def rule(self) -> Rule:
+        return rules.nadam
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        mu, mu_next = self._mu(state.step), self._mu(state.step + 1)
+        state.mu_product *= mu
+        lr_g = rate * (1.0 - mu) / (1.0 - state.mu_product)
+        lr_m = rate * mu_next / (1.0 - state.mu_product * mu_next)
+        return lr_g, lr_m, *self._moments(state)
+
+    def _mu(self, t: int) -> float:
+        return float(self.beta_1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaMax(_AdamBase):
+    r""":math:`m` as in Adam, :math:`u \leftarrow \max(\beta_2 u, |g| + \epsilon)` element by
+    element, :math:`\theta \leftarrow \theta - \frac{\eta}{1 - \beta_1^t}\, m / u` (Kingma & Ba
+    2015, section 7.1; epsilon, as in PyTorch, keeps u positive).
+
+    Parameters
+    ----------
+    beta_1, beta_2 : float, default 0.9 and 0.999
+        In [0, 1).
+    epsilon : float, default 1e-8
+    """
+
+    learning_rate: float | Callable[[int], float] = 0.002
+    name = "adamax"
+
+    def slots(self) -> tuple[str, ...]:
+        return "m", "u"
+
+    def rule(self) -> Rule:
+        return rules.adamax
+
+    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
+        b1 = float(self.beta_1)
+        return rate / (1.0 - b1**state.step), b1, 1.0 - b1, float(self.beta_2), float(self.epsilon)
+
+
+OPTIMIZERS: dict[str, type[Any]] = {
+    cls.name: cls for cls in (SGD, AdaGrad, AdaDelta, RMSprop, Adam, AdamW, NAdam, AdaMax)
+}

@@ -1,0 +1,194 @@
+"""What the library asks of arrays, namespaces and adapters, as typed protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from xpmlp.backends import DTypePolicy
+    from xpmlp.rng import Stream
+
+
+class Array(Protocol):
+    """The part of the Array API's array object that the core uses."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def mT(self) -> Any: ...  # the standard's name
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __radd__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+
+
+Operand: TypeAlias = "Array | float"
+
+
+class Namespace(Protocol):
+    """An Array API namespace (``xp``): functions looked up by their standard names."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class RuleFunctions(Protocol):
+    """The functions that an element-wise rule may call on the namespace it is given."""
+
+    @property
+    def abs(self) -> Callable[..., Any]: ...
+    @property
+    def erf(self) -> Callable[..., Any]: ...
+    @property
+    def exp(self) -> Callable[..., Any]: ...
+    @property
+    def expm1(self) -> Callable[..., Any]: ...
+    @property
+    def log(self) -> Callable[..., Any]: ...
+    @property
+    def log1p(self) -> Callable[..., Any]: ...
+    @property
+    def maximum(self) -> Callable[..., Any]: ...
+    @property
+    def minimum(self) -> Callable[..., Any]: ...
+    @property
+    def sign(self) -> Callable[..., Any]: ...
+    @property
+    def sqrt(self) -> Callable[..., Any]: ...
+    @property
+    def tanh(self) -> Callable[..., Any]: ...
+    @property
+    def where(self) -> Callable[..., Any]: ...
+
+
+Rule: TypeAlias = Callable[..., Any]
+"""``rule(xp, *operands)``: a pure function of values; see :mod:`xpmlp.rules`."""
+
+
+class Kernel(Protocol):
+    """A rule made runnable by an adapter: writes its results into `outs`."""
+
+    def __call__(self, outs: tuple[Array, ...], *operands: Operand) -> None: ...
+
+
+class Backend(Protocol):
+    """What an adapter offers: one library's arrays on one device.
+
+    The primitives below are all that the network, the optimizers and the training loop are
+    written in. Arrays may have leading axes in front of the ones named; ``out`` arrays are
+    C-contiguous. :class:`xpmlp.backends.ReferenceBackend` implements every one of them with
+    Array API functions alone, so an adapter derives from it and overrides what it can do better.
+    """
+
+    name: str
+    """The adapter's name, for instance ``"numpy"``."""
+    library: str
+    """The top-level module that the library's arrays come from, for instance ``"numpy"``."""
+    device: str
+    """The device this instance computes on, for instance ``"cpu"`` or ``"cuda:0"``."""
+    xp: Namespace
+    """The library's Array API namespace."""
+    functions: RuleFunctions
+    """The functions given to rules."""
+    immediate: bool
+    """Whether results are there when a call returns, so that reading one waits for nothing."""
+    policies: tuple[DTypePolicy, ...]
+    """The dtype combinations that can be trained."""
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why the adapter cannot be used on this machine, or None if it can."""
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        """The usable devices, the default one first."""
+
+    @classmethod
+    def version(cls) -> str:
+        """The version of the array library (and of what it drives)."""
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        """Whether `device` is one of the device strings this adapter is responsible for."""
+
+    def memory(self) -> tuple[int, int] | None:
+        """Free and total bytes of the device, or None if unknown."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Makes this device the current one for the calls inside a ``with`` block."""
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    # Allocation and transfer.
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """A new uninitialised C-contiguous array."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """A new C-contiguous array of zeros."""
+
+    def owns(self, x: object) -> bool:
+        """Whether `x` is this library's array on this device."""
+
+    def from_host(self, x: Any) -> Array:
+        """The NumPy array `x` on this device, dtype unchanged; may share memory."""
+
+    def to_host(self, x: Array) -> Any:
+        """`x` as a NumPy array; may share memory."""
+
+    def read(self, x: Array) -> float:
+        """The value of an array of size one; waits for the device."""
+
+    def copy(self, x: Array, out: Array) -> None:
+        """``out[...] = x``, cast to the dtype of `out`."""
+
+    # Computation.
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        """``out[...] = a @ b``; `a` and `b` may be transposed views."""
+
+    def elementwise(self, rule: Rule) -> Kernel:
+        """A kernel that applies `rule`.
+
+        ``kernel(outs, *operands)``: operands are numbers or arrays that broadcast against the
+        outputs, all of which have one shape; an output may be one of the operands.
+        """
+
+    def sum_columns(self, x: Array, out: Array) -> None:
+        """Sum over rows: `x` of shape ``(n, d)`` into `out` of shape ``(d,)``."""
+
+    def sum_rows(self, x: Array, out: Array) -> None:
+        """Sum of each row: `x` of shape ``(n, d)`` into `out` of shape ``(n, 1)``."""
+
+    def max_rows(self, x: Array, out: Array) -> None:
+        """Maximum of each row: `x` of shape ``(n, d)`` into `out` of shape ``(n, 1)``."""
+
+    def total(self, x: Array, dtype: str) -> Array:
+        """Sum of all elements, accumulated in `dtype`, as a 0-d array."""
+
+    def total_squares(self, x: Array, dtype: str) -> Array:
+        """Sum of the squares of all elements, accumulated in `dtype`, as a 0-d array."""
+
+    def take_rows(self, x: Array, indices: Array, out: Array) -> None:
+        """``out[...] = x[indices]``, cast to the dtype of `out`; indices are in range."""
+
+    def fill_uniform(self, out: Array, stream: Stream) -> None:
+        """Fill the float32 array `out` with the uniforms in [0, 1) of an addressed stream."""
+
+
+class Host(Backend, Protocol):
+    """The adapter that also draws what only the host can draw."""
+
+    def generator(self, stream: Stream) -> Any:
+        """A ``numpy.random.Generator`` at an address."""
