@@ -262,7 +262,7 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     for candidate in candidates:
         reason = _why_not(candidate)
         try:
-            adapter = _adapter(candidate)
+            adapter = backend_class(candidate)
         except ImportError:
             reasons.append(f"{candidate}: {reason}")
             continue
@@ -304,8 +304,8 @@ def backend_of(x: Array) -> Backend:
         return host()
     library = type(x).__module__.partition(".")[0]
     for name in _known():
-        if _why_not(name) is None and _adapter(name).library == library:
-            for label in _adapter(name).devices():
+        if _why_not(name) is None and backend_class(name).library == library:
+            for label in backend_class(name).devices():
                 backend = _open(name, label)
                 if backend.owns(x):
                     return backend
@@ -318,7 +318,7 @@ _instances: dict[tuple[str, str], Backend] = {}
 
 def _open(name: str, device: str) -> Backend:
     if (name, device) not in _instances:
-        _instances[name, device] = cast(Any, _adapter(name))(device)
+        _instances[name, device] = cast(Any, backend_class(name))(device)
     return _instances[name, device]
 
 
@@ -339,14 +339,15 @@ def _known() -> dict[str, str]:
 
 
 @cache
-def _adapter(name: str) -> type[Backend]:
+def backend_class(name: str) -> type[Backend]:
+    """The class of an adapter, without opening a device."""
     module, _, attribute = _known()[name].partition(":")
     return cast("type[Backend]", getattr(import_module(module), attribute))
 
 
 def _why_not(name: str) -> str | None:
     try:
-        return _adapter(name).unavailable()
+        return backend_class(name).unavailable()
     except ImportError as error:
         return f"its package cannot be imported ({error})"
 

@@ -63,7 +63,7 @@ class EarlyStopping(Callback):
         mode: str = "auto",
         restore_best: bool = True,
     ) -> None:
-        check_number("patience", patience, minimum=0, integer=True)
+        check_number("patience", patience, minimum=1, integer=True)
         check_number("min_delta", min_delta, minimum=0)
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
@@ -94,8 +94,8 @@ class EarlyStopping(Callback):
         if self._sign * (self.best - value) > self.min_delta:
             self.best, self.best_epoch = value, run.epoch + 1
             run.network.backend.copy(run.network.parameters, self._parameters)
-        elif run.epoch + 1 - self.best_epoch > self.patience:
-            run.stop(f"{self.monitor} has not improved for {self.patience + 1} epochs")
+        elif run.epoch + 1 - self.best_epoch >= self.patience:
+            run.stop(f"{self.monitor} has not improved for {self.patience} epochs")
 
     def on_end(self, run: Run) -> None:
         if self.restore_best and self.best_epoch:

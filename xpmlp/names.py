@@ -60,3 +60,36 @@ def describe(value: Any) -> dict[str, Any]:
     """Name and arguments of `value` as plain data."""
     arguments = {field.name: getattr(value, field.name) for field in fields(value)}
     return {"name": value.name, **arguments}
+
+
+def parse(argument: str, text: str, table: Mapping[str, type[T]], **defaults: Any) -> T:
+    """The object written as ``name`` or ``name:key=value,key=value``.
+
+    Numbers, ``true``, ``false`` and ``none`` are what they say. `defaults` are arguments that
+    the text may override.
+
+    Raises
+    ------
+    ValueError
+        If the text is not of this form, or the name or an argument is unknown.
+    """
+    name, _, rest = text.strip().partition(":")
+    given: dict[str, Any] = {}
+    for pair in rest.split(",") if rest else []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{argument}={text!r}: expected name:key=value,..., got {pair!r}")
+        given[key.strip()] = _value(value.strip())
+    return build(argument, {"name": name, **defaults, **given}, table)
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

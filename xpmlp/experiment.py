@@ -1,0 +1,138 @@
+"""The parts of an experiment at the command line: from a table and options to scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xpmlp.activations import ACTIVATIONS
+from xpmlp.datasets import Table, is_class_target
+from xpmlp.errors import check_number
+from xpmlp.initializers import INITIALIZERS
+from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.losses import Loss
+from xpmlp.names import parse
+from xpmlp.optimizers import OPTIMIZERS, Optimizer
+from xpmlp.pipeline import Pipeline
+from xpmlp.schedules import SCHEDULES
+
+
+def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | None, Any]:
+    """The names of the classes, and the number of each row's; or None and the values.
+
+    `task` is ``"classification"``, ``"regression"`` or ``"auto"``.
+    """
+    labels = table.column(target)
+    if task == "regression" or (task == "auto" and not is_class_target(labels)):
+        return None, table.features([target])[:, 0].astype(float)
+    names, numbers = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"target column {target!r} of {table.name} has only one class, {str(names[0])!r}"
+        )
+    if names.dtype.kind == "f" and (names == np.floor(names)).all():
+        names = names.astype(int)
+    if target == table.target and table.classes:
+        order = np.array([table.classes.index(name) for name in names])
+        return table.classes, order[numbers]
+    return names.tolist(), numbers.reshape(-1)
+
+
+def split_rows(n: int, test_size: float, validation: float, seed: int) -> dict[str, Any]:
+    """Row numbers for ``"train"``, ``"validation"`` and ``"test"``; the last two may be empty."""
+    from sklearn.model_selection import train_test_split
+
+    rows = {"train": np.arange(n), "validation": np.arange(0), "test": np.arange(0)}
+    for part, option, size in (
+        ("test", "--test-size", test_size),
+        ("validation", "--validation", validation),
+    ):
+        check_number(option, size, minimum=0, maximum=1, open_maximum=True)
+        if size:
+            rows["train"], rows[part] = train_test_split(
+                rows["train"], test_size=size, random_state=seed
+            )
+    return rows
+
+
+def make_layers(
+    hidden: str,
+    activation: str,
+    dropout: str,
+    bias: bool,
+    init: str | None,
+    classes: list[Any] | None,
+    loss: Loss,
+) -> list[Layer]:
+    """Hidden layers as the options say, and the output layer that suits the target."""
+    units = [_number("--hidden", text, int) for text in hidden.split(",") if text.strip()]
+    activations = _one_each("--activation", activation, len(units))
+    rates = _one_each("--dropout", dropout, len(units))
+    common: dict[str, Any] = {"bias": bias}
+    if init:
+        common["init"] = parse("init", init, INITIALIZERS)
+    layers: list[Layer] = []
+    for n_units, name, text in zip(units, activations, rates, strict=True):
+        layers.append(Dense(n_units, parse("activation", name, ACTIVATIONS), **common))
+        rate = Dropout(_number("--dropout", text, float))
+        layers += [rate] if rate.rate else []
+    if classes is None:
+        return [*layers, Dense(1, "exp" if loss.name == "poisson" else "identity", **common)]
+    if len(classes) == 2:
+        return [*layers, Dense(1, "sigmoid", **common)]
+    return [*layers, Dense(len(classes), "softmax", **common)]
+
+
+def make_optimizer(text: str, rate: float | None, schedule: str | None, n_steps: int) -> Optimizer:
+    """The optimizer, with a learning rate or a schedule of it over `n_steps` updates."""
+    given = {} if rate is None else {"learning_rate": rate}
+    optimizer: Optimizer = parse("optimizer", text, OPTIMIZERS, **given)
+    if not schedule:
+        return optimizer
+    settings: dict[str, Any] = {"learning_rate": optimizer.learning_rate}
+    if schedule.partition(":")[0] in ("cosine", "one_cycle"):
+        settings["n_steps"] = n_steps
+    return replace(optimizer, learning_rate=parse("schedule", schedule, SCHEDULES, **settings))
+
+
+def network_targets(pipeline: Pipeline, loss: Loss, y: Any) -> Any:
+    """Targets as the network and the loss take them."""
+    if pipeline.classes is None:
+        return (y - pipeline.target_shift) / pipeline.target_scale
+    n_classes = len(pipeline.classes)
+    one_hot = n_classes > 2 and not loss.labels_allowed(n_classes)
+    return np.eye(n_classes)[y] if one_hot else y
+
+
+def scores_of(pipeline: Pipeline, X: Any, y: Any) -> dict[str, float]:
+    """Scores of the predictions for unscaled features, by name."""
+    from sklearn import metrics
+
+    predicted = pipeline.predict(X)
+    if pipeline.classes is not None:
+        return {
+            "accuracy": metrics.accuracy_score(y, predicted),
+            "F1 macro": metrics.f1_score(y, predicted, average="macro", zero_division=0.0),
+        }
+    return {
+        "RMSE": metrics.root_mean_squared_error(y, predicted),
+        "MAE": metrics.mean_absolute_error(y, predicted),
+        "R2": metrics.r2_score(y, predicted) if len(y) > 1 else float("nan"),
+    }
+
+
+def _number(option: str, text: str, kind: type[Any]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{option} must be {what} separated by commas, got {text!r}") from None
+
+
+def _one_each(option: str, text: str, n: int) -> list[str]:
+    values = [value.strip() for value in text.split(",")]
+    if len(values) not in (1, n):
+        raise ValueError(f"{option} must be one value or {n}, one a hidden layer, got {text!r}")
+    return values * n if len(values) == 1 else values

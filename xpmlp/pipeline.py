@@ -1,0 +1,115 @@
+"""What the command line trains and saves: scaling, a network and the meaning of its outputs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from xpmlp.backends import host
+from xpmlp.errors import ModelFileError
+from xpmlp.metrics import decide
+from xpmlp.network import Network
+from xpmlp.serialization import read_model, write_model
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A network between scaled features and a named target.
+
+    Attributes
+    ----------
+    network : Network
+    features : list of str
+        Names of the feature columns, in order.
+    target : str
+    classes : list or None
+        What each class is called, in the order of the outputs; None for a regression.
+    shift, factor : NumPy array of shape (n_features,)
+        Features enter the network as ``(x - shift) * factor``.
+    target_shift, target_scale : float
+        A regression's prediction is ``output * target_scale + target_shift``.
+    """
+
+    network: Network
+    features: list[str]
+    target: str
+    classes: list[Any] | None
+    shift: Any
+    factor: Any
+    target_shift: float = 0.0
+    target_scale: float = 1.0
+
+    def scale(self, X: Any) -> Any:
+        """Features as the network takes them."""
+        return (X - self.shift) * self.factor
+
+    def output(self, X: Any) -> Any:
+        """The network's output for unscaled features, NumPy array of shape (n, n_outputs)."""
+        return self.network.predict(self.scale(X))
+
+    def predict(self, X: Any) -> Any:
+        """The class number of each row, or the predicted value; shape ``(n,)``."""
+        output = self.output(X)
+        if self.classes is None:
+            return output[:, 0] * self.target_scale + self.target_shift
+        return decide(output, self.network.output_activation.name, n_targets=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file; see :mod:`xpmlp.serialization`."""
+        tensors = {"scaler.shift": self.shift, "scaler.factor": self.factor}
+        description = {
+            "features": self.features,
+            "target": self.target,
+            "classes": self.classes,
+            "target_shift": self.target_shift,
+            "target_scale": self.target_scale,
+        }
+        write_model(path, self.network, tensors, {"pipeline": description})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Pipeline:
+        """The pipeline of a file written by :meth:`save`.
+
+        Raises
+        ------
+        ModelFileError
+            If the file holds none.
+        OSError
+            If it cannot be read.
+        """
+        network, tensors, description = read_model(path, device)
+        pipeline: Any = description.get("pipeline")
+        n = network.n_features
+        try:
+            shift, factor = tensors["scaler.shift"], tensors["scaler.factor"]
+            made = cls(network, shift=shift, factor=factor, **pipeline)
+            consistent = shift.shape == factor.shape == (n,) and len(made.features) == n
+            n_outputs = 1 if made.classes is None or len(made.classes) == 2 else len(made.classes)
+            consistent = consistent and n_outputs == network.n_outputs
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{path} holds no pipeline ({error})") from error
+        if not consistent:
+            raise ModelFileError(f"{path} is damaged: its scaler or classes do not fit its network")
+        return made
+
+
+def affine_scaling(kind: str, X: Any) -> tuple[Any, Any]:
+    """Shift and factor that scale the columns of X.
+
+    Parameters
+    ----------
+    kind : {"minmax", "standard", "none"}
+        To [0, 1], to mean 0 and standard deviation 1, or not at all. Constant columns become 0.
+    X : NumPy array of shape (n, n_features)
+    """
+    from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+    if kind == "minmax":
+        scaler = MinMaxScaler().fit(X)
+        return scaler.data_min_, scaler.scale_
+    if kind == "standard":
+        scaler = StandardScaler().fit(X)
+        return scaler.mean_, 1.0 / scaler.scale_
+    zeros = host().xp.zeros(X.shape[1])
+    return zeros, zeros + 1.0

@@ -1,0 +1,165 @@
+"""Model files: one safetensors file with the parameters, and a description of the rest as JSON.
+
+Nothing in a file is executed or imported: layers are named, and names are looked up in the
+library's own tables. Format 1: tensors ``parameters`` and, of a pipeline, ``scaler.shift`` and
+``scaler.factor``; the metadata entry ``xpmlp`` holds the description.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpmlp.activations import ACTIVATIONS
+from xpmlp.errors import ModelFileError
+from xpmlp.initializers import INITIALIZERS
+from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.names import build, describe
+from xpmlp.network import Network
+
+FORMAT = 1
+
+
+def write_model(
+    path: str | os.PathLike[str],
+    network: Network,
+    tensors: Mapping[str, Any],
+    description: Mapping[str, Any],
+) -> None:
+    """Write a network, and what belongs to it, to `path`; an old file is replaced at once.
+
+    Parameters
+    ----------
+    path : path-like
+    network : Network
+    tensors : mapping of str to NumPy array
+        Further arrays, by names other than ``parameters``.
+    description : mapping
+        Further plain data.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is NaN or infinite.
+    OSError
+        If the file cannot be written. An old one is intact then.
+    """
+    from safetensors.numpy import save
+
+    parameters = np.ascontiguousarray(network.backend.to_host(network.parameters))
+    if not np.isfinite(parameters).all():
+        raise ValueError("the network holds NaN or infinite parameters and is not saved")
+    described = {
+        "format": FORMAT,
+        "n_features": network.n_features,
+        "layers": [_describe_layer(layer) for layer in network.layers],
+        "dtype": network.dtype,
+        "seed": network.seed,
+        **description,
+    }
+    content = save(
+        {"parameters": parameters, **tensors},
+        metadata={"xpmlp": json.dumps(described, allow_nan=False)},
+    )
+    write_atomically(path, content)
+
+
+def read_model(
+    path: str | os.PathLike[str], device: str = "auto"
+) -> tuple[Network, dict[str, Any], dict[str, Any]]:
+    """The network, further tensors and description of a file that :func:`write_model` wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not a model of xpmlp, is damaged, or is of a newer format.
+    OSError
+        If it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):
+        pass  # an OSError that names the path, where there is one
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        description = json.loads(metadata["xpmlp"])
+        if description["format"] != FORMAT:
+            raise ModelFileError(
+                f"{path} has format {description['format']!r}, this version reads {FORMAT}"
+            )
+        layers = [_build_layer(layer) for layer in description["layers"]]
+        parameters = tensors.pop("parameters")
+        network = Network(
+            description["n_features"],
+            layers,
+            device=device,
+            dtype=description["dtype"],
+            seed=description["seed"],
+        )
+        if parameters.shape != (network.n_parameters,) or parameters.dtype != network.dtype:
+            raise ModelFileError(
+                f"{path} holds {parameters.dtype} parameters of shape {parameters.shape}, its "
+                f"layers have {network.dtype} parameters of shape ({network.n_parameters},)"
+            )
+    except ModelFileError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})") from (
+            error
+        )
+    network.backend.copy(network.backend.from_host(parameters), network.parameters)
+    return network, tensors, description
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that at any moment `path` is either the old one or the new one, whole."""
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except OSError as error:
+        os.unlink(name)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _describe_layer(layer: Layer) -> dict[str, Any]:
+    if isinstance(layer, Dropout):
+        return {"type": "Dropout", "rate": layer.rate}
+    return {
+        "type": "Dense",
+        "units": layer.units,
+        "activation": describe(layer.activation),
+        "bias": layer.bias,
+        "init": describe(layer.init),
+    }
+
+
+def _build_layer(described: dict[str, Any]) -> Layer:
+    if described["type"] == "Dropout":
+        return Dropout(described["rate"])
+    if described["type"] != "Dense":
+        raise ValueError(f"layer type {described['type']!r} is not known")
+    return Dense(
+        described["units"],
+        build("activation", described["activation"], ACTIVATIONS),
+        described["bias"],
+        build("init", described["init"], INITIALIZERS),
+    )
