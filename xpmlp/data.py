@@ -205,7 +205,7 @@ def like(value: Any, backend: Backend, result: Array) -> Any:
 def _real_array(value: Any, name: str) -> Any:
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got sparse {type(value).__name__}")
-    if not array_api_compat.is_array_api_obj(value):
+    if host().owns(value) or not array_api_compat.is_array_api_obj(value):
         try:
             value = host().from_host(value)
         except (TypeError, ValueError) as error:

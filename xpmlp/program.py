@@ -44,7 +44,7 @@ class Arena:
         if self._lender is None:
             buffer = self.backend.empty((self.n_rows, width), dtype or self.dtype)
         else:
-            buffer = self._lender._buffers[len(self._buffers)][: self.n_rows]
+            buffer = self._lender._buffers[len(self._buffers)][: self.n_rows, :]
         self._buffers.append(buffer)
         return buffer
 

@@ -342,6 +342,7 @@ class _Step:
         def broken(*arrays: Array | None) -> bool:
             return any(x is not None and not bool(xp.all(xp.isfinite(x))) for x in arrays)
 
+        place = ""
         stages = self.objective.program.stages
         for index, (layer, stage) in enumerate(zip(self.network.layers, stages, strict=True)):
             place = f"layers[{index}], {layer}"
@@ -349,7 +350,7 @@ class _Step:
                 return f"the first non-finite values are in the parameters of {place}"
             if broken(stage.a):
                 return f"the first non-finite values are in the output of {place}"
-        return "all layers are finite, the loss itself overflows"
+        return f"all layers are finite, but the loss of the output of {place} is not"
 
 
 @contextmanager

@@ -54,8 +54,13 @@ class NumpyBackend(ReferenceBackend):
         return isinstance(x, np.ndarray)
 
     def from_host(self, x: Any) -> Array:
-        array: Array = np.asarray(x)
-        return array
+        array = np.asarray(x)
+        # Foreign byte orders, float16 and long double: what no other library takes.
+        if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+            array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return _of(array)
 
     def to_host(self, x: Array) -> Any:
         return np.asarray(x)
@@ -172,6 +177,12 @@ def _is_scalar(x: Any) -> bool:
 
 def _is_flat(x: Any, shape: tuple[int, ...]) -> bool:
     return x.shape == shape and bool(x.flags.c_contiguous)
+
+
+def _of(x: np.ndarray[Any, Any]) -> Array:
+    """The same array, for the type checker."""
+    array: Array = x
+    return array
 
 
 def _nd(x: Any) -> np.ndarray[Any, Any]:

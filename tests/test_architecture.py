@@ -1,0 +1,96 @@
+"""What holds the house up: import directions, lazy libraries, the lint rule that guards them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OPTIONAL = ("cupy", "torch", "numba", "matplotlib", "sklearn", "scipy", "tqdm", "safetensors")
+HOST_FILES = {"cli.py", "datasets.py", "experiment.py", "serialization.py"}
+ARRAY_LIBRARIES = {"numpy", "cupy", "torch", "numba"}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_the_core_imports_no_array_library():
+    for path in (ROOT / "xpmlp").glob("*.py"):
+        found = {name.partition(".")[0] for name in imports_of(path)} & ARRAY_LIBRARIES
+        assert found <= ({"numpy"} if path.name in HOST_FILES else set()), path.name
+
+
+def test_the_core_names_adapters_only_as_strings():
+    for path in (ROOT / "xpmlp").glob("*.py"):
+        assert not [name for name in imports_of(path) if name.startswith("xpmlp_")], path.name
+
+
+def test_adapters_import_only_the_adapter_interface():
+    allowed = {"xpmlp.backends", "xpmlp.typing", "xpmlp.rng", "xpmlp.errors"}
+    for path in (ROOT / "backends").glob("*/*.py"):
+        used = {name for name in imports_of(path) if name.split(".")[0] == "xpmlp"}
+        assert used <= allowed, path.name
+
+
+def test_lint_refuses_an_array_library_in_the_core():
+    pytest.importorskip("ruff")
+    for library in ARRAY_LIBRARIES:
+        checked = subprocess.run(
+            [sys.executable, "-m", "ruff", "check", "--stdin-filename", "xpmlp/network.py", "-"],
+            input=f"import {library}\n\n{library}\n",
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert "TID251" in checked.stdout, library
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SEARCH_PATH = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'backends')!r}]\n"
+
+
+def test_importing_loads_no_optional_library():
+    loaded = run(SEARCH_PATH + "import xpmlp; print(*sys.modules)").split()
+    assert not {name.partition(".")[0] for name in loaded} & set(OPTIONAL)
+
+
+def test_training_on_the_cpu_loads_no_optional_library():
+    code = (
+        SEARCH_PATH
+        + """
+import xpmlp
+network = xpmlp.Network(2, [xpmlp.Dense(3, "relu"), xpmlp.Dense(1)], device="cpu")
+xpmlp.fit(network, [[0.0, 1.0]], [1.0], loss="squared_error", epochs=1, verbose=0)
+print(*sys.modules)
+"""
+    )
+    assert not {name.partition(".")[0] for name in run(code).split()} & set(OPTIONAL)
+
+
+def test_importing_takes_less_than_0_3_s_beyond_numpy():
+    code = (
+        SEARCH_PATH
+        + """
+import numpy, time
+start = time.perf_counter()
+import xpmlp
+print(time.perf_counter() - start)
+"""
+    )
+    assert min(float(run(code)) for _ in range(3)) < 0.3
+
+
+def test_the_package_works_from_a_bare_checkout(tmp_path):
+    assert "usable" in run(SEARCH_PATH + "import xpmlp; print(xpmlp.available_backends())")

@@ -1,0 +1,197 @@
+"""Finding an adapter: devices, fallback, reasons, entry points, transfers."""
+
+import sys
+import types
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+import xpmlp.backends as backends
+from xpmlp import BackendUnavailableError, DeviceFallbackWarning, Network, available_backends
+from xpmlp.backends import ReferenceBackend, backend_of, get_backend
+from xpmlp.layers import Dense
+
+no_gpu = pytest.mark.skipif(
+    available_backends()["cupy"] == "usable", reason="describes a machine without a GPU"
+)
+
+
+@pytest.fixture
+def fresh_lookup(monkeypatch):
+    """Adapters are looked up anew within the test."""
+    caches = (backends._known, backends.backend_class)
+    monkeypatch.setattr(backends, "_instances", dict(backends._instances))
+    for cached in caches:
+        cached.cache_clear()
+    yield monkeypatch
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_the_cpu_is_always_there():
+    backend = get_backend("cpu")
+    assert (backend.name, backend.device) == ("numpy", "cpu")
+    assert get_backend("cpu", "numpy") is backend
+    assert backend.version() == f"NumPy {np.__version__}"
+    free, total = backend.memory()
+    assert 0 < free <= total
+
+
+@no_gpu
+def test_auto_takes_the_cpu_without_a_gpu():
+    assert get_backend("auto").device == "cpu"
+
+
+@no_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_fallback_warns_once_and_says_why(device):
+    with pytest.warns(DeviceFallbackWarning, match=f"device='{device}' .*CuPy.*CPU") as caught:
+        network = Network(2, [Dense(1)], device=device)
+    assert len(caught) == 1
+    assert network.device == "cpu"
+
+
+@no_gpu
+def test_no_fallback_raises_with_the_same_reason():
+    reason = available_backends()["cupy"]
+    with pytest.raises(BackendUnavailableError) as caught:
+        get_backend("cuda", fallback=False)
+    assert reason in str(caught.value)
+    with pytest.raises(BackendUnavailableError):
+        Network(2, [Dense(1)], backend="cupy", fallback=False)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "CUDA", "cuda:"])
+def test_unknown_devices(device):
+    with pytest.raises(ValueError, match="is not known"):
+        get_backend(device)
+
+
+def test_an_adapter_answers_for_its_own_devices_only():
+    with pytest.raises(ValueError, match="device='cpu' is not known to the cupy adapter"):
+        get_backend("cpu", "cupy")
+    with pytest.raises(ValueError, match="Did you mean 'cupy'"):
+        get_backend("cuda", "cuppy")
+    with pytest.raises(TypeError, match="device must be a string"):
+        get_backend(0)
+
+
+def fake_cupy(monkeypatch, devices, error=None):
+    """A stand-in for CuPy as it is on a machine with other drivers and GPUs."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def count():
+        if error:
+            raise CUDARuntimeError(error)
+        return devices
+
+    module = types.ModuleType("cupy")
+    runtime = types.SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
+    module.__version__ = "14.0"
+    module.cuda = types.SimpleNamespace(runtime=runtime)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    import xpmlp_cupy
+
+    xpmlp_cupy._unavailable.cache_clear()
+    monkeypatch.setattr(xpmlp_cupy, "_unavailable", xpmlp_cupy._unavailable.__wrapped__)
+
+
+def test_the_reason_quotes_the_driver(fresh_lookup):
+    fake_cupy(fresh_lookup, 0, "cudaErrorInsufficientDriver: too old")
+    assert available_backends()["cupy"].endswith("(cudaErrorInsufficientDriver: too old)")
+
+
+def test_a_machine_with_cupy_but_no_gpu(fresh_lookup):
+    fake_cupy(fresh_lookup, 0)
+    assert available_backends()["cupy"] == "CuPy 14.0 finds no GPU"
+
+
+def test_an_index_beyond_the_gpus_falls_back_and_lists_them(fresh_lookup):
+    fake_cupy(fresh_lookup, 2)
+    with pytest.warns(DeviceFallbackWarning, match="it has only cuda:0, cuda:1"):
+        assert get_backend("cuda:5").device == "cpu"
+
+
+def test_a_broken_cupy_is_quoted(fresh_lookup):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    fresh_lookup.delitem(sys.modules, "cupy", raising=False)
+    fresh_lookup.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    import xpmlp_cupy
+
+    fresh_lookup.setattr(xpmlp_cupy, "_unavailable", xpmlp_cupy._unavailable.__wrapped__)
+    assert "libcudart.so.12" in available_backends()["cupy"]
+
+
+class ThirdParty(ReferenceBackend):
+    name = "third"
+    library = "third_arrays"
+
+    def __init__(self, device="abacus"):
+        super().__init__(np, device)
+
+    @classmethod
+    def devices(cls):
+        return ("abacus",)
+
+    @classmethod
+    def accepts(cls, device):
+        return device == "abacus"
+
+
+def install(monkeypatch, value):
+    point = EntryPoint("third", value, "xpmlp.backends")
+    monkeypatch.setattr(backends, "entry_points", lambda group: [point])
+    module = types.ModuleType("third_party_adapter")
+    module.Adapter = ThirdParty
+    monkeypatch.setitem(sys.modules, "third_party_adapter", module)
+
+
+def test_entry_points_add_adapters(fresh_lookup):
+    install(fresh_lookup, "third_party_adapter:Adapter")
+    assert available_backends()["third"] == "usable"
+    assert get_backend("abacus").name == "third"
+    assert Network(2, [Dense(1)], device="abacus").device == "abacus"
+
+
+def test_a_broken_entry_point_is_reported_and_harms_nobody(fresh_lookup):
+    install(fresh_lookup, "no_such_module:Adapter")
+    assert "no_such_module" in available_backends()["third"]
+    assert get_backend("cpu").name == "numpy"
+
+
+def test_an_unknown_library_gets_the_reference_adapter(backend):
+    found = backend_of(backend.zeros((2,), "float32"))
+    assert found.owns(backend.zeros((2,), "float32"))
+
+
+def test_transfers_keep_values_and_dtype(backend):
+    for dtype in ("float32", "float64", "uint8", "int64", "bool"):
+        x = np.arange(6).reshape(2, 3).astype(dtype)
+        there = backend.from_host(x)
+        assert backend.owns(there)
+        back = backend.to_host(there)
+        assert back.dtype == x.dtype
+        np.testing.assert_array_equal(back, x)
+    assert not backend.owns([1.0])
+
+
+def test_foreign_number_formats_become_standard_ones():
+    host = get_backend("cpu")
+    assert host.from_host(np.ones(2, ">f8")).dtype == np.dtype("float64")
+    assert host.from_host(np.ones(2, "float16")).dtype == np.dtype("float32")
+    assert host.from_host(np.ones(2, "longdouble")).dtype == np.dtype("float64")
+    assert host.from_host(np.ones(2, ">i4")).dtype == np.dtype("int32")
+
+
+def test_a_network_takes_an_opened_backend_but_no_contradiction(backend):
+    assert Network(2, [Dense(1)], backend=backend).backend is backend
+    assert Network(2, [Dense(1)], backend=backend, device=backend.device).backend is backend
+    with pytest.raises(ValueError, match="device='cuda:7' contradicts"):
+        Network(2, [Dense(1)], backend=backend, device="cuda:7")

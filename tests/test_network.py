@@ -1,0 +1,240 @@
+"""The network's own behaviour: parameters as views, shapes, dtypes, checks at the door."""
+
+import numpy as np
+import pytest
+
+from xpmlp import Dense, Dropout, Network
+from xpmlp.activations import ELU
+
+X = np.linspace(-1.0, 1.0, 15).reshape(5, 3)
+
+
+def make(backend, layers=None, **options):
+    layers = layers or [Dense(4, "tanh"), Dense(2)]
+    return Network(3, layers, backend=backend, **options)
+
+
+def test_parameters_are_one_vector_and_the_rest_are_live_views_of_it(backend):
+    network = make(backend, [Dense(4, "tanh", bias=False), Dropout(0.5), Dense(2)])
+    assert network.parameters.shape == (3 * 4 + 4 * 2 + 2,)
+    assert [w.shape for w in network.weights] == [(3, 4), (4, 2)]
+    assert network.biases[0] is None
+    network.parameters[0] = 7.0
+    network.biases[1][1] = 8.0
+    assert float(backend.to_host(network.weights[0])[0, 0]) == 7.0
+    assert float(backend.to_host(network.parameters)[-1]) == 8.0
+    before = network.forward(X)
+    network.weights[1][...] = network.weights[1] * 2.0
+    assert not np.allclose(network.forward(X), before)
+
+
+def test_weights_come_first_then_biases(backend):
+    network = make(backend)
+    network.weights[0][...] = network.weights[0] * 0.0 + 1.0
+    network.biases[0][...] = network.biases[0] * 0.0 + 3.0
+    flat = backend.to_host(network.parameters)
+    assert (flat[:12] == 1.0).all()
+    assert (flat[20:24] == 3.0).all()
+    assert network.n_weights == 20
+
+
+def test_output_is_that_of_the_formula(backend):
+    network = make(backend)
+    w = [backend.to_host(x) for x in network.weights]
+    hidden = np.tanh(X @ w[0])
+    np.testing.assert_allclose(network.predict(X), hidden @ w[1], rtol=1e-14, atol=1e-15)
+    traced = network.trace(X)
+    np.testing.assert_allclose(backend.to_host(traced[0].z), X @ w[0], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(backend.to_host(traced[0].a), hidden, rtol=1e-13, atol=1e-15)
+    assert traced[1].layer.units == 2
+
+
+def test_predict_is_the_same_in_blocks(backend, monkeypatch):
+    network = make(backend)
+    rows = np.random.default_rng(0).standard_normal((333, 3))
+    whole = network.predict(rows)
+    monkeypatch.setattr("xpmlp.network._PREDICT_ELEMENTS", 256)
+    np.testing.assert_allclose(network.predict(rows), whole, rtol=1e-13)
+
+
+def test_dropout_acts_in_forward_but_not_in_predict(backend):
+    network = make(backend, [Dense(50, "relu"), Dropout(0.5), Dense(1)])
+    assert np.array_equal(network.forward(X, step=3), network.forward(X, step=3))
+    assert not np.allclose(network.forward(X, step=3), network.forward(X, step=4))
+    assert not np.allclose(network.forward(X), network.predict(X))
+    many = np.mean([network.forward(X, step=step) for step in range(400)], axis=0)
+    np.testing.assert_allclose(many, network.predict(X), atol=0.15)
+
+
+def test_results_live_where_the_input_lived(backend):
+    network = make(backend)
+    assert isinstance(network.predict(X), np.ndarray)
+    assert isinstance(network.predict(X.tolist()), np.ndarray)
+    assert backend.owns(network.predict(backend.from_host(X)))
+    assert backend.owns(network.loss_and_grad(X, X[:, :2], "squared_error")[1].flat)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", ["float32", "float64", "int8", "uint8", "bool", "int64", ">f4"])
+def test_any_real_dtype_is_computed_in_the_dtype_of_the_network(backend, dtype, given):
+    network = make(backend, dtype=dtype)
+    array = (np.abs(X) > 0.5).astype(given)
+    assert str(network.predict(array).dtype) == dtype
+    np.testing.assert_array_equal(network.predict(array), network.predict(array.astype(dtype)))
+
+
+def test_layouts_of_the_input_do_not_matter(backend):
+    network = make(backend)
+    expected = network.predict(X)
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    for same in (np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2], X[::-1][::-1], read_only):
+        np.testing.assert_allclose(network.predict(same), expected, rtol=1e-14)
+
+
+def test_gradients_of_two_calls_do_not_share_memory(backend):
+    network = make(backend)
+    first = network.loss_and_grad(X, X[:, :2], "squared_error")[1]
+    kept = backend.to_host(first.flat).copy()
+    network.loss_and_grad(X, -X[:, :2], "squared_error")
+    np.testing.assert_array_equal(backend.to_host(first.flat), kept)
+    assert first.biases[0].shape == (4,)
+
+
+def test_same_seed_same_network(backend):
+    np.testing.assert_array_equal(
+        make(backend, seed=5).predict(X), make(backend, seed=5).predict(X)
+    )
+    assert not np.array_equal(make(backend, seed=5).predict(X), make(backend, seed=6).predict(X))
+    assert make(backend, seed=None).seed != make(backend, seed=None).seed
+
+
+def test_summary_lists_layers_shapes_and_bytes(backend):
+    text = make(backend, [Dense(4, ELU(0.5)), Dropout(0.25), Dense(2, bias=False)]).summary()
+    assert "Dense(4, elu)" in text
+    assert "Dropout(0.25)" in text
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert lines["total"] == ["total", "24", "192"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n_features": 0}, ValueError, "n_features must be a whole number >= 1, got 0"),
+        ({"n_features": 2.5}, TypeError, "n_features must be a whole number >= 1, got 2.5"),
+        ({"layers": []}, ValueError, "layers must end with a Dense layer"),
+        ({"layers": [Dense(2), Dropout(0.1)]}, ValueError, "layers must end with a Dense"),
+        ({"layers": [Dense(2), 3]}, TypeError, r"layers\[1\] must be Dense or Dropout, got 3"),
+        ({"layers": 3}, TypeError, "layers must be a sequence"),
+        ({"dtype": "float16"}, ValueError, "dtype must be one of 'float32', 'float64'"),
+        ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+        ({"seed": 1.5}, TypeError, "seed must be a whole number"),
+        ({"device": "gpu"}, ValueError, "device='gpu'"),
+        ({"device": 0}, TypeError, "device must be a string"),
+        ({"backend": "nump"}, ValueError, "Did you mean 'numpy'"),
+    ],
+)
+def test_bad_arguments_of_a_network(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Network(**{"n_features": 3, "layers": [Dense(1)], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "error", "message"),
+    [
+        (lambda: Dense(0), ValueError, "units must be a whole number >= 1, got 0"),
+        (lambda: Dense(2.5), TypeError, "units must be a whole number"),
+        (lambda: Dense(True), TypeError, "units must be a whole number"),
+        (
+            lambda: Dense(2, "rellu"),
+            ValueError,
+            "activation='rellu' is not known. Did you mean 'relu'",
+        ),
+        (lambda: Dense(2, 5), TypeError, "activation must be a name or an instance of Activation"),
+        (lambda: Dense(2, init="he_unifrm"), ValueError, "Did you mean 'he_uniform'"),
+        (lambda: Dense(2, bias="yes"), TypeError, "bias must be True or False"),
+        (lambda: Dropout(1.0), ValueError, "rate must be a number >= 0 and < 1, got 1.0"),
+        (lambda: Dropout(-0.1), ValueError, "rate must be"),
+        (lambda: Dropout("0.5"), TypeError, "rate must be a number"),
+        (lambda: Dropout(float("nan")), ValueError, "rate must be"),
+    ],
+)
+def test_bad_arguments_of_a_layer(make_layer, error, message):
+    with pytest.raises(error, match=message):
+        make_layer()
+
+
+BAD_X = [
+    (
+        np.empty((0, 3)),
+        ValueError,
+        r"X must have at least one row and one column, got shape \(0, 3\)",
+    ),
+    (np.empty((3, 0)), ValueError, "X must have at least one row and one column"),
+    (np.ones((5, 4)), ValueError, r"X must have 3 columns.*got shape \(5, 4\)"),
+    (np.ones(3), ValueError, r"X must be 2-D.*got shape \(3,\); reshape"),
+    (np.ones((2, 3, 1)), ValueError, "X must be 2-D"),
+    (np.float64(3), ValueError, "X must be 2-D"),
+    (np.full((2, 3), np.nan), ValueError, "X contains NaN"),
+    (np.full((2, 3), -np.inf), ValueError, "X contains infinity"),
+    (np.ones((2, 3), dtype=complex), TypeError, "X must hold real numbers, got dtype complex128"),
+    (np.array([["a", "b", "c"]]), TypeError, "X must hold real numbers"),
+    (np.array([[1, 2, None]]), TypeError, "X must hold real numbers, got dtype object"),
+    ([[1.0, 2.0, 3.0], [1.0]], TypeError, "X must be an array of real numbers, got list"),
+    ("text", TypeError, "X must hold real numbers"),
+    (None, TypeError, "X must hold real numbers"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_X)
+def test_bad_x(backend, bad, error, message):
+    network = make(backend)
+    kept = backend.to_host(network.parameters).copy()
+    calls = (
+        lambda: network.predict(bad),
+        lambda: network.forward(bad),
+        lambda: network.trace(bad),
+        lambda: network.loss_and_grad(bad, np.ones((2, 2)), "squared_error"),
+    )
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+    np.testing.assert_array_equal(backend.to_host(network.parameters), kept)
+
+
+def test_sparse_and_overflowing_x_are_refused(backend):
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match="X must be a dense array, got sparse"):
+        make(backend).predict(sparse.csr_array(X))
+    with pytest.raises(ValueError, match="X contains a value too large for float32"):
+        make(backend, dtype="float32").predict(X * 1e300)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": "squared_eror"}, ValueError, "Did you mean 'squared_error'"),
+        ({"loss": 3}, TypeError, "loss must be a name or an instance of Loss"),
+        ({"alpha": -1}, ValueError, "alpha must be a number >= 0, got -1"),
+        ({"alpha": "1"}, TypeError, "alpha must be a number"),
+        ({"l1": float("inf")}, ValueError, "l1 must be a number"),
+        ({"reduction": "avg"}, ValueError, "reduction must be 'mean' or 'sum', got 'avg'"),
+        ({"step": -1}, ValueError, "step must be"),
+        ({"sample_weight": np.ones(4)}, ValueError, r"sample_weight must have shape \(5,\)"),
+        ({"sample_weight": -np.ones(5)}, ValueError, "sample_weight must be >= 0"),
+        ({"sample_weight": np.zeros(5)}, ValueError, "sample_weight must be >= 0 and not all 0"),
+        ({"sample_weight": np.full(5, np.nan)}, ValueError, "sample_weight contains NaN"),
+        (
+            {"y": np.ones((4, 2))},
+            ValueError,
+            r"y must have as many rows as X, 5, got shape \(4, 2\)",
+        ),
+        ({"y": np.ones(5)}, ValueError, r"y for the loss squared_error and 2 output\(s\)"),
+        ({"y": np.full((5, 2), np.inf)}, ValueError, "y contains infinity"),
+        ({"y": np.array([["a", "b"]] * 5)}, TypeError, "y must hold real numbers"),
+    ],
+)
+def test_bad_arguments_of_loss_and_grad(backend, options, error, message):
+    arguments = {"X": X, "y": X[:, :2], "loss": "squared_error", **options}
+    with pytest.raises(error, match=message):
+        make(backend).loss_and_grad(**arguments)

@@ -1,0 +1,423 @@
+"""The training loop: batches, validation, history, callbacks, early ends, errors."""
+
+import os
+import signal
+import threading
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+
+from xpmlp import (
+    Callback,
+    Dense,
+    Dropout,
+    EarlyStopping,
+    Network,
+    NonFiniteLossError,
+    TrainingInterruptedWarning,
+    fit,
+)
+from xpmlp.optimizers import SGD, Adam
+
+DRAW = np.random.default_rng(0)
+X = DRAW.standard_normal((50, 3))
+Y = np.stack([X.sum(axis=1), X[:, 0] * X[:, 1]], axis=1)
+
+
+def make(backend, *layers, **options):
+    return Network(3, [*(layers or [Dense(8, "tanh")]), Dense(2)], backend=backend, **options)
+
+
+def train(network, **options):
+    options = {"loss": "squared_error", "epochs": 3, "batch_size": 8, "verbose": 0, **options}
+    X_given, y_given = options.pop("X", X), options.pop("y", Y)
+    return fit(network, X_given, y_given, **options)
+
+
+def parameters(network):
+    return network.backend.to_host(network.parameters).copy()
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_start(self, run):
+        self.calls.append("start")
+
+    def on_batch(self, run):
+        self.calls.append((run.epoch, run.batch, run.batch_rows, run.batch_loss))
+
+    def on_epoch(self, run):
+        self.calls.append("epoch")
+
+    def on_end(self, run):
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rows"),
+    [(1, [1] * 50), (8, [8] * 6 + [2]), (25, [25, 25]), (50, [50]), (99, [50]), (None, [50])],
+)
+def test_an_epoch_keeps_its_last_partial_batch(backend, batch_size, rows):
+    recorder = Recorder()
+    train(make(backend), epochs=1, batch_size=batch_size, callbacks=[recorder])
+    steps = [call for call in recorder.calls if isinstance(call, tuple)]
+    assert [step[2] for step in steps] == rows
+    assert [step[1] for step in steps] == list(range(len(rows)))
+
+
+def test_hooks_come_in_order_and_the_loss_is_the_mean_of_the_batches(backend):
+    recorder = Recorder()
+    history = train(make(backend), epochs=2, batch_size=20, callbacks=[recorder])
+    kinds = [call if isinstance(call, str) else "batch" for call in recorder.calls]
+    assert kinds == ["start", *["batch"] * 3, "epoch", *["batch"] * 3, "epoch", "end"]
+    steps = [call for call in recorder.calls if isinstance(call, tuple)]
+    first = sum(rows * loss for epoch, _, rows, loss in steps if epoch == 0) / 50
+    assert history["loss"][0] == pytest.approx(first, rel=1e-12)
+
+
+def test_one_full_batch_step_is_gradient_descent(backend):
+    network = make(backend)
+    before = parameters(network)
+    _, gradient = network.loss_and_grad(X, Y, "squared_error", alpha=0.1)
+    train(network, epochs=1, batch_size=None, optimizer=SGD(learning_rate=0.5), alpha=0.1)
+    expected = before - 0.5 * backend.to_host(gradient.flat)
+    np.testing.assert_allclose(parameters(network), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_loss_falls_and_the_same_seed_gives_the_same_run_to_the_bit(backend):
+    layers, tuned = (Dense(8, "relu"), Dropout(0.2)), Adam(learning_rate=0.01)
+    runs = []
+    for _ in range(2):
+        network = make(backend, *layers, seed=3)
+        runs.append((train(network, epochs=10, optimizer=tuned).to_dict(), parameters(network)))
+    assert runs[0][0]["loss"][-1] < runs[0][0]["loss"][0] / 2
+    assert runs[0][0] == runs[1][0]
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+
+
+def test_backends_agree():
+    from conftest import BACKENDS
+
+    ends = {}
+    for name, backend in BACKENDS.items():
+        network = make(backend, Dense(8, "relu"), Dropout(0.2), seed=3)
+        train(network, epochs=5, alpha=1e-3)
+        ends[name] = parameters(network)
+    for end in ends.values():
+        np.testing.assert_allclose(end, ends["numpy"], rtol=1e-9, atol=1e-11)
+
+
+def test_validation_loss_is_that_of_the_data_without_penalty_and_dropout(backend):
+    network = make(backend, Dense(8, "relu"), Dropout(0.4))
+    weight = DRAW.uniform(0.5, 2.0, 50)
+    history = train(network, validation=(X, Y, weight), alpha=0.3)
+    loss = 0.5 * ((network.predict(X) - Y) ** 2).sum(axis=1)
+    assert history["val_loss"][-1] == pytest.approx(np.average(loss, weights=weight), rel=1e-12)
+
+
+def test_validation_in_several_blocks(backend, monkeypatch):
+    monkeypatch.setattr("xpmlp.training._EVALUATE_ROWS", 7)
+    network = make(backend)
+    history = train(network, validation=(X, Y))
+    loss = 0.5 * ((network.predict(X) - Y) ** 2).sum(axis=1)
+    assert history["val_loss"][-1] == pytest.approx(loss.mean(), rel=1e-12)
+
+
+def test_metrics_by_name_and_by_function(backend):
+    from sklearn.metrics import max_error, r2_score
+
+    def worst(y_true, y_pred):
+        return max_error(y_true.ravel(), y_pred.ravel())
+
+    network = make(backend)
+    history = train(network, metrics=["r2", "root_mean_squared_error", worst])
+    predicted = network.predict(X)
+    assert history["r2"][-1] == pytest.approx(r2_score(Y, predicted))
+    assert history["worst"][-1] == pytest.approx(np.abs(predicted - Y).max())
+    assert list(train(network, metrics=["r2"], validation=(X, Y)).to_dict()) == [
+        "loss",
+        "val_loss",
+        "val_r2",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["labels", "one-hot", "binary", "multilabel"])
+def test_accuracy_of_each_kind_of_target(backend, kind):
+    from sklearn.metrics import accuracy_score
+
+    labels = np.digitize(X[:, 0], [-0.5, 0.5])
+    y, units, activation = {
+        "labels": (labels, 3, "softmax"),
+        "one-hot": (np.eye(3)[labels], 3, "softmax"),
+        "binary": ((X[:, 0] > 0).astype(float), 1, "sigmoid"),
+        "multilabel": ((X[:, :2] > 0).astype(int), 2, "sigmoid"),
+    }[kind]
+    network = Network(3, [Dense(units, activation)], backend=backend)
+    history = train(network, y=y, loss="log_loss", metrics=["accuracy"])
+    output = network.predict(X)
+    expected = {
+        "labels": lambda: accuracy_score(labels, output.argmax(axis=1)),
+        "one-hot": lambda: accuracy_score(labels, output.argmax(axis=1)),
+        "binary": lambda: accuracy_score(y > 0.5, output[:, 0] > 0.5),
+        "multilabel": lambda: accuracy_score(y, (output > 0.5).astype(int)),
+    }[kind]()
+    assert history["accuracy"][-1] == expected
+    assert 0.0 < expected < 1.0
+
+
+def test_early_stopping_restores_the_best_parameters(backend):
+    class Spoil(Callback):
+        """Make the network worse from the fourth epoch on."""
+
+        def __init__(self):
+            self.kept = []
+
+        def on_epoch(self, run):
+            self.kept.append(parameters(run.network))
+            if run.epoch >= 3:
+                run.network.parameters[...] = run.network.parameters * 3.0
+
+    network, spoil = make(backend), Spoil()
+    stopping = EarlyStopping("val_loss", patience=2)
+    history = train(network, epochs=30, validation=(X, Y), callbacks=[stopping, spoil])
+    assert len(history) < 30
+    assert "val_loss has not improved for 2 epochs" in history.stopped
+    assert stopping.best_epoch == len(history) - 2
+    assert stopping.best == min(history["val_loss"])
+    np.testing.assert_array_equal(parameters(network), spoil.kept[stopping.best_epoch - 1])
+
+
+def test_early_stopping_can_maximise_and_can_leave_the_last_parameters(backend):
+    network = make(backend)
+    stopping = EarlyStopping("val_r2", patience=1, min_delta=10.0, restore_best=False)
+    history = train(network, epochs=9, validation=(X, Y), metrics=["r2"], callbacks=[stopping])
+    assert len(history) == 2
+    assert stopping.best == history["val_r2"][0]
+
+
+def test_a_callback_can_stop_in_the_middle_of_an_epoch(backend):
+    class Stop(Callback):
+        def on_batch(self, run):
+            if (run.epoch, run.batch) == (1, 2):
+                run.stop("enough")
+
+    history = train(make(backend), callbacks=[Stop()])
+    assert history.stopped == "enough"
+    assert len(history) == 2
+
+
+def test_interrupt_ends_after_the_step_with_a_usable_network(backend):
+    class Interrupt(Callback):
+        def on_batch(self, run):
+            if (run.epoch, run.batch) == (1, 2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    network = make(backend)
+    with pytest.warns(TrainingInterruptedWarning, match="interrupted in epoch 2 of 3"):
+        history = train(network, callbacks=[Interrupt()])
+    assert history.stopped == "interrupted"
+    assert len(history) == 2
+    assert np.isfinite(network.predict(X)).all()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread(backend):
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(train(make(backend))))
+    thread.start()
+    thread.join()
+    assert len(histories[0]) == 3
+
+
+def test_a_non_finite_loss_names_epoch_batch_and_layer(backend):
+    network = make(backend, Dense(4, "relu"), Dense(4, "relu"))
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(network, epochs=50, optimizer=SGD(learning_rate=1e3))
+    text = str(caught.value)
+    assert "epoch " in text
+    assert " of 7" in text
+    assert "layers[" in text
+    assert "clip_norm" in text
+
+
+def test_the_first_non_finite_layer_is_found(backend):
+    network = make(backend, Dense(4, "exp"), Dense(4, "relu"))
+    network.biases[0][...] = network.biases[0] + 1e3
+    before = parameters(network)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, batch 1 .* output of layers\[0\]"):
+        train(network)
+    np.testing.assert_array_equal(parameters(network), before)
+
+
+def test_clipping_limits_the_gradient(backend):
+    network = make(backend)
+    before = parameters(network)
+    gradient = backend.to_host(network.loss_and_grad(X, Y, "squared_error")[1].flat)
+    norm = np.linalg.norm(gradient)
+    options = {"epochs": 1, "batch_size": None, "optimizer": SGD(learning_rate=1.0)}
+    train(network, clip_norm=norm / 2, **options)
+    np.testing.assert_allclose(before - parameters(network), gradient / 2, rtol=1e-9, atol=1e-15)
+    network = make(backend)
+    train(network, clip_norm=norm * 2, clip_value=0.01, **options)
+    expected = np.clip(gradient, -0.01, 0.01)
+    np.testing.assert_allclose(before - parameters(network), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_weight_decay_leaves_biases_alone(backend):
+    network = make(backend)
+    network.parameters[...] = network.parameters * 0.0 + 1.0
+    optimizer = SGD(learning_rate=0.0001, weight_decay=1000.0)
+    train(network, epochs=1, batch_size=None, X=X * 0.0, y=Y * 0.0 + 1.0, optimizer=optimizer)
+    end = parameters(network)
+    assert (abs(end[: network.n_weights] - 0.9) < 0.01).all()
+    assert (abs(end[network.n_weights :] - 1.0) < 0.01).all()
+
+
+def test_sample_weight_equals_repeated_rows(backend):
+    repeats = DRAW.integers(0, 3, 50)
+    ends = []
+    for options in (
+        {"sample_weight": repeats},
+        {"X": np.repeat(X, repeats, axis=0), "y": np.repeat(Y, repeats, axis=0)},
+    ):
+        network = make(backend)
+        train(network, batch_size=None, **options)
+        ends.append(parameters(network))
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_whose_weights_are_all_zero_changes_nothing(backend):
+    weight = np.zeros(50)
+    weight[0] = 1.0
+    network = make(backend)
+    train(network, sample_weight=weight, batch_size=1, epochs=1, optimizer=SGD(learning_rate=0.1))
+    alone = make(backend)
+    train(alone, X=X[:1], y=Y[:1], epochs=1, optimizer=SGD(learning_rate=0.1))
+    np.testing.assert_allclose(parameters(network), parameters(alone), rtol=1e-12, atol=1e-15)
+
+
+def test_uint8_data_equals_its_floats(backend):
+    pixels = DRAW.integers(0, 255, (50, 3)).astype("uint8")
+    ends = []
+    for given in (pixels, pixels.astype(float)):
+        network = make(backend)
+        train(network, X=given, optimizer=Adam(learning_rate=1e-4))
+        ends.append(parameters(network))
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be a whole number >= 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be a whole number"),
+        ({"batch_size": 0}, ValueError, "batch_size must be a whole number >= 1, got 0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be a whole number >= 1, got 2.5"),
+        ({"batch_size": True}, TypeError, "batch_size must be a whole number"),
+        ({"alpha": -0.1}, ValueError, "alpha must be a number >= 0, got -0.1"),
+        ({"clip_norm": 0}, ValueError, "clip_norm must be a number > 0, got 0"),
+        ({"clip_value": -1}, ValueError, "clip_value must be a number > 0"),
+        ({"optimizer": "adm"}, ValueError, "Did you mean 'adam'"),
+        ({"optimizer": 3}, TypeError, "optimizer must be a name or an instance of Optimizer"),
+        ({"loss": "mse"}, ValueError, "loss='mse' is not known"),
+        ({"metrics": ["acuracy"]}, ValueError, "Did you mean 'accuracy'"),
+        ({"metrics": [3]}, TypeError, "a metric must be a name or a callable"),
+        ({"callbacks": [print]}, TypeError, "callbacks must hold instances of Callback"),
+        ({"callbacks": [EarlyStopping("val_loss")]}, ValueError, "monitor='val_loss' is not known"),
+        ({"validation": X}, TypeError, "validation must be a tuple"),
+        ({"validation": (X[:, :2], Y)}, ValueError, "validation X must have 3 columns"),
+        ({"validation": (X, Y[:3])}, ValueError, "validation y must have as many rows"),
+        ({"X": X[:0], "y": Y[:0]}, ValueError, "X must have at least one row"),
+        ({"y": Y[:10]}, ValueError, "y must have as many rows as X, 50"),
+        ({"verbose": -1}, ValueError, "verbose must be"),
+    ],
+)
+def test_bad_arguments_change_nothing(backend, options, error, message):
+    network = make(backend)
+    before = parameters(network)
+    with pytest.raises(error, match=message):
+        train(network, **options)
+    np.testing.assert_array_equal(parameters(network), before)
+
+
+def test_a_history_plots_itself():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    network = Network(3, [Dense(2)], device="cpu")
+    history = train(network, validation=(X, Y), metrics=["r2"])
+    ax = history.plot(Figure().subplots())
+    assert [line.get_label() for line in ax.lines] == ["loss", "val_loss"]
+    assert list(ax.lines[0].get_ydata()) == history["loss"]
+    assert "3 epochs" in repr(history)
+
+
+def test_the_progress_bar_shows_only_on_a_terminal(capfd, monkeypatch):
+    network = Network(3, [Dense(2)], device="cpu")
+    train(network, verbose=1)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(network, verbose=1, validation=(X, Y))
+    shown = capfd.readouterr().err
+    for part in ("training on cpu", "val_loss=", "epoch=3/3", "150"):
+        assert part in shown
+
+
+def allocated_by_a_step(n_rows, width):
+    """Peak bytes that NumPy and Python allocate in a step, after a first one."""
+    peaks = []
+
+    class Peak(Callback):
+        def on_batch(self, run):
+            if run.batch:
+                peaks.append(tracemalloc.get_traced_memory()[1] - self.base)
+            tracemalloc.reset_peak()
+            self.base = tracemalloc.get_traced_memory()[0]
+
+    layers = [Dense(width, "relu"), Dropout(0.1), Dense(width, "gelu"), Dense(10, "softmax")]
+    network = Network(20, layers, device="cpu", dtype="float32")
+    rows = np.zeros((3 * n_rows, 20), dtype="uint8")
+    labels = np.zeros(3 * n_rows, dtype=int)
+    options = {"alpha": 1e-4, "l1": 1e-5, "clip_norm": 1.0, "clip_value": 1.0}
+    tracemalloc.start()
+    try:
+        fit(
+            network,
+            rows,
+            labels,
+            loss="log_loss",
+            epochs=1,
+            batch_size=n_rows,
+            sample_weight=np.ones(3 * n_rows),
+            callbacks=[Peak()],
+            verbose=0,
+            **options,
+        )
+    finally:
+        tracemalloc.stop()
+    return max(peaks)
+
+
+def test_a_step_allocates_nothing_in_proportion_to_batch_or_parameters(monkeypatch):
+    """Rules work in blocks: what a step allocates is bounded by a block's temporaries."""
+    monkeypatch.setattr("xpmlp_numpy.BLOCK", 1024)
+    bound = 250_000  # NumPy's own casting buffers among it
+    assert 4 * 4096 * 64 > 4 * bound  # one activation of the larger batch
+    assert 4 * 512 * 512 > 4 * bound  # one weight matrix of the wider network
+    assert allocated_by_a_step(128, 64) < bound
+    assert allocated_by_a_step(4096, 64) < bound
+    assert allocated_by_a_step(128, 512) < bound
+
+
+def test_training_gives_no_floating_point_warnings(backend):
+    network = make(backend, Dense(4, "exp"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(network, X=X * 0.1)
+        with pytest.raises(NonFiniteLossError):
+            train(network, X=X * 1e5)
