@@ -13,6 +13,7 @@ import numpy as np
 from xpmlp.backends import Array, Kernel, ReferenceBackend, Rule
 from xpmlp.rng import Stream
 from xpmlp.typing import Operand, RuleFunctions
+from xpmlp_numpy.compiled import THRESHOLD, compilable, loop
 
 # Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
 # does not grow with the batch or the number of parameters.
@@ -134,7 +135,7 @@ class _Functions:
 
 
 def _blocked(rule: Rule, functions: Any) -> Kernel:
-    """A kernel that runs a rule block by block along the first axis."""
+    """A kernel that runs a rule block by block along the first axis, or compiled."""
 
     def run(outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
         results = rule(functions, *operands)
@@ -143,6 +144,8 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
             return
         for out, result in zip(outs, results, strict=True):
             out[...] = result
+
+    compiled = compilable(rule)
 
     def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
         shape = outs[0].shape
@@ -153,6 +156,9 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
             outs = tuple(_nd(out).reshape(-1) for out in outs)
             operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
             shape = outs[0].shape
+            if compiled and outs[0].size >= THRESHOLD:
+                _run_compiled(rule, outs, operands)
+                return
         rows = max(1, BLOCK * shape[0] // outs[0].size)
         sliced = [
             not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
@@ -169,6 +175,13 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
             )
 
     return kernel
+
+
+def _run_compiled(rule: Rule, outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
+    kind = outs[0].dtype.type
+    arrays = tuple(not _is_scalar(x) for x in operands)
+    values = (x if array else kind(x) for x, array in zip(operands, arrays, strict=True))
+    loop(rule, str(outs[0].dtype), arrays, len(outs))(*outs, *values)
 
 
 def _is_scalar(x: Any) -> bool:

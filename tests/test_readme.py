@@ -1,0 +1,48 @@
+"""The README's programs run, and its table lists what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from xpmlp.activations import ACTIVATIONS
+from xpmlp.losses import LOSSES
+from xpmlp.optimizers import OPTIMIZERS
+from xpmlp.schedules import SCHEDULES
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=[f"program{i}" for i in range(len(PROGRAMS))])
+def test_programs_run(program, capsys):
+    exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+def test_there_are_programs():
+    assert len(PROGRAMS) >= 2
+
+
+def row(name):
+    return re.search(rf"^\| {name}[^|]*\| (.*) \|$", TEXT, re.MULTILINE).group(1)
+
+
+def test_the_table_lists_what_there_is():
+    assert set(row("activations").split(", ")) == {cls.name for cls in ACTIVATIONS.values()}
+    assert set(row("schedules").split(", ")) == set(SCHEDULES)
+    losses, optimizers = row("losses"), row("optimizers").lower()
+    assert all(name in losses for name in LOSSES)
+    assert all(re.search(rf"\b{name}\b", optimizers) for name in OPTIMIZERS)
+
+
+def test_the_files_it_names_exist():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_commands_it_opens_with_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", TEXT):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
