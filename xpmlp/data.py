@@ -18,7 +18,8 @@ from xpmlp.losses import Loss
 from xpmlp.rng import stream
 from xpmlp.typing import Array, Backend
 
-_CHECK_ROWS = 4096  # rows looked at at a time, so that checking needs no memory of the data's size
+# Elements looked at at a time, so that checking needs no memory of the data's size.
+_CHECK_ELEMENTS = 16384
 
 
 def as_matrix(
@@ -224,7 +225,7 @@ def _check_values(x: Any, name: str, dtype: str) -> None:
         return
     largest = float(host().xp.finfo(getattr(host().xp, dtype)).max)
     with backend_of(x).context():
-        for part in blocks(x.shape[0], _CHECK_ROWS):
+        for part in blocks(x.shape[0], max(1, _CHECK_ELEMENTS // math.prod(x.shape[1:]))):
             rows = x[part, ...]
             # NaN fails the comparison too.
             if bool(xp.all(xp.abs(rows) <= largest)):

@@ -1,0 +1,1 @@
+"""Programs that print the numbers quoted in the documentation: ``python -m bench --help``."""

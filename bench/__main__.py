@@ -1,0 +1,18 @@
+"""``python -m bench cpu`` and ``python -m bench accuracy``, from the root of a checkout."""
+
+import click
+
+from bench.accuracy import accuracy
+from bench.cpu import cpu
+
+
+@click.group()
+def main() -> None:
+    """Benchmarks: each asserts quality first, then prints a table and writes JSON."""
+
+
+main.add_command(cpu)
+main.add_command(accuracy)
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

@@ -1,0 +1,88 @@
+"""What a measurement was made on, and the file that records it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("xpmlp", "numpy", "scipy", "scikit-learn", "array-api-compat", "numba")
+
+
+def environment() -> dict[str, Any]:
+    """CPU, operating system, BLAS, Python, packages and date.
+
+    To be called when everything that loads a BLAS has been imported.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "blas": _blas(),
+    }
+
+
+def headline(facts: dict[str, Any]) -> str:
+    """The environment in a line."""
+    packages = facts["packages"]
+    blas = facts["blas"]
+    if isinstance(blas, list):
+        blas = ", ".join(
+            sorted({f"{b['internal_api']} {b['version']} x{b['num_threads']}" for b in blas})
+        )
+    numba = packages["numba"]
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores; {facts['python']}, NumPy {packages['numpy']}, "
+        f"scikit-learn {packages['scikit-learn']}, Numba {numba}; BLAS: {blas}; {facts['date']}"
+    )
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write `record` as JSON, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _blas() -> list[dict[str, Any]] | str:
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return "unknown, threadpoolctl is not installed"
+    # Without "filepath": it says where someone's environment lies, and nothing about speed.
+    return [
+        {key: value for key, value in library.items() if key != "filepath"}
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
