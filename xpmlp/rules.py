@@ -271,6 +271,10 @@ def weight_share(xp: X, w: V, total: V) -> V:
 # --- Optimizers: new parameters and state from gradient and state -----------------------------
 
 
+def flush(xp: X, x: V, tiny: V) -> V:
+    return xp.where(xp.abs(x) > tiny, x, 0.0)
+
+
 def sgd(xp: X, p: V, g: V, lr: V) -> V:
     return p - lr * g
 
