@@ -120,7 +120,7 @@ def test_validation_loss_is_that_of_the_data_without_penalty_and_dropout(backend
 
 
 def test_validation_in_several_blocks(backend, monkeypatch):
-    monkeypatch.setattr("xpmlp.training._EVALUATE_ROWS", 7)
+    monkeypatch.setattr("xpmlp.step._EVALUATE_ROWS", 7)
     network = make(backend)
     history = train(network, validation=(X, Y))
     loss = 0.5 * ((network.predict(X) - Y) ** 2).sum(axis=1)

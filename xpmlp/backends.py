@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -19,7 +18,17 @@ import array_api_compat
 
 from xpmlp.errors import BackendUnavailableError, DeviceFallbackWarning, unknown_name
 from xpmlp.rng import Stream
-from xpmlp.typing import Array, Backend, Host, Kernel, Namespace, Operand, Rule, RuleFunctions
+from xpmlp.typing import (
+    Array,
+    Backend,
+    DTypePolicy,
+    Host,
+    Kernel,
+    Namespace,
+    Operand,
+    Rule,
+    RuleFunctions,
+)
 
 __all__ = [
     "Array",
@@ -38,25 +47,6 @@ __all__ = [
 # In order of preference for device="auto". Found by name, so that a bare checkout works too.
 _SHIPPED = {"cupy": "xpmlp_cupy:CupyBackend", "numpy": "xpmlp_numpy:NumpyBackend"}
 _ENTRY_POINTS = "xpmlp.backends"
-
-
-@dataclass(frozen=True)
-class DTypePolicy:
-    """One combination of dtypes that an adapter can train in.
-
-    Attributes
-    ----------
-    parameter : str
-        dtype of parameters, gradients and optimizer state.
-    compute : str
-        dtype of activations and error terms.
-    accumulate : str
-        dtype in which the loss and norms are summed.
-    """
-
-    parameter: str
-    compute: str
-    accumulate: str
 
 
 def functions_of(xp: Namespace) -> RuleFunctions:

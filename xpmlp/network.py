@@ -17,6 +17,7 @@ from xpmlp.losses import LOSSES, Loss
 from xpmlp.names import resolve
 from xpmlp.program import Arena, Objective, Program
 from xpmlp.rng import check_seed, stream
+from xpmlp.summary import summary_table
 from xpmlp.typing import Array, Backend
 
 # Elements of the widest buffer when predicting: memory is bounded by it, not by the rows of X.
@@ -184,6 +185,10 @@ class Network:
             If X is not a finite real matrix with ``n_features`` columns.
         """
         x = as_matrix(self.backend, X, "X", self.dtype, self.n_features)
+        return like(X, self.backend, self.output(x))
+
+    def output(self, x: Array) -> Array:
+        """As :meth:`predict`, for an array that has been checked and is on the device."""
         backend, n = self.backend, x.shape[0]
         with backend.context():
             widest = max(self.n_features, *(layer.units for layer in self._dense))
@@ -197,7 +202,7 @@ class Network:
                 backend.copy(x[part, :], program.x)
                 program.forward()
                 backend.copy(program.output, result[part, :])
-            return like(X, backend, result)
+            return result
 
     def forward(self, X: Any, *, step: int = 0) -> Any:
         """The output as in training: with dropout.
@@ -330,30 +335,7 @@ class Network:
 
     def summary(self) -> str:
         """A table of the layers: shapes, parameters and bytes."""
-        size = int(self.dtype.removeprefix("float")) // 8
-        rows = [("layer", "input", "output", "parameters", "bytes")]
-        width = self.n_features
-        for layer in self.layers:
-            before, count = width, 0
-            if isinstance(layer, Dense):
-                width = layer.units
-                count = before * width + (width if layer.bias else 0)
-            rows.append((str(layer), f"{before}", f"{width}", f"{count:,}", f"{count * size:,}"))
-        total = self.n_parameters
-        rows.append(("total", "", "", f"{total:,}", f"{total * size:,}"))
-        spaces = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join(
-                [
-                    row[0].ljust(spaces[0]),
-                    *(c.rjust(s) for c, s in zip(row[1:], spaces[1:], strict=True)),
-                ]
-            )
-            for row in rows
-        ]
-        rule = "-" * len(lines[0])
-        head = f"Network of {self.dtype} on {self.device} ({self.backend.name}), seed {self.seed}"
-        return "\n".join([head, rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return summary_table(self)
 
     def __repr__(self) -> str:
         layers = ", ".join(str(layer) for layer in self.layers)

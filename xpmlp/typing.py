@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from xpmlp.backends import DTypePolicy
     from xpmlp.rng import Stream
 
 
@@ -81,6 +81,25 @@ class Kernel(Protocol):
     """A rule made runnable by an adapter: writes its results into `outs`."""
 
     def __call__(self, outs: tuple[Array, ...], *operands: Operand) -> None: ...
+
+
+@dataclass(frozen=True)
+class DTypePolicy:
+    """One combination of dtypes that an adapter can train in.
+
+    Attributes
+    ----------
+    parameter : str
+        dtype of parameters, gradients and optimizer state.
+    compute : str
+        dtype of activations and error terms.
+    accumulate : str
+        dtype in which the loss and norms are summed.
+    """
+
+    parameter: str
+    compute: str
+    accumulate: str
 
 
 class Backend(Protocol):
