@@ -407,8 +407,8 @@ def test_a_step_allocates_nothing_in_proportion_to_batch_or_parameters(monkeypat
     """Rules work in blocks: what a step allocates is bounded by a block's temporaries."""
     monkeypatch.setattr("xpmlp_numpy.BLOCK", 1024)
     bound = 250_000  # NumPy's own casting buffers among it
-    assert 4 * 4096 * 64 > 4 * bound  # one activation of the larger batch
-    assert 4 * 512 * 512 > 4 * bound  # one weight matrix of the wider network
+    assert 4 * bound < 4 * 4096 * 64  # one activation of the larger batch
+    assert 4 * bound < 4 * 512 * 512  # one weight matrix of the wider network
     assert allocated_by_a_step(128, 64) < bound
     assert allocated_by_a_step(4096, 64) < bound
     assert allocated_by_a_step(128, 512) < bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from xpmlp.errors import check_number, unknown_name
+from xpmlp.errors import check_flag, check_number, unknown_name
 
 if TYPE_CHECKING:
     from xpmlp.training import Run
@@ -65,6 +65,7 @@ class EarlyStopping(Callback):
     ) -> None:
         check_number("patience", patience, minimum=1, integer=True)
         check_number("min_delta", min_delta, minimum=0)
+        check_flag("restore_best", restore_best)
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
         self.monitor = monitor

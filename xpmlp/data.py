@@ -171,7 +171,7 @@ class Batches:
         self.n_samples = n_samples
         self.n_rows = n_rows
         self.seed = seed
-        self.shuffle = shuffle
+        self.shuffle = shuffle and n_rows < n_samples  # the order within a batch does not matter
 
     def __len__(self) -> int:
         return (self.n_samples + self.n_rows - 1) // self.n_rows

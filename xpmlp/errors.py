@@ -38,6 +38,12 @@ def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueErr
     return ValueError(f"{argument}={given!r} is not known.{hint} Known: {', '.join(ordered)}.")
 
 
+def check_flag(argument: str, value: Any) -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+
+
 def check_number(
     argument: str,
     value: Any,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from xpmlp import rules
 from xpmlp.activations import ACTIVATIONS, Activation, Identity
-from xpmlp.errors import check_number
+from xpmlp.errors import check_flag, check_number
 from xpmlp.initializers import INITIALIZERS, Initializer
 from xpmlp.names import resolve
 from xpmlp.rng import stream
@@ -47,8 +47,7 @@ class Dense:
 
     def __post_init__(self) -> None:
         check_number("units", self.units, minimum=1, integer=True)
-        if self.bias not in (True, False):
-            raise TypeError(f"bias must be True or False, got {self.bias!r}")
+        check_flag("bias", self.bias)
         activation = resolve("activation", self.activation, ACTIVATIONS, Activation)
         chosen = activation.default_init if self.init is None else self.init
         init: Any = resolve("init", chosen, INITIALIZERS, Initializer)

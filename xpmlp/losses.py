@@ -189,7 +189,7 @@ class LogLoss(Loss):
         check_number(
             "label_smoothing", self.label_smoothing, minimum=0, maximum=1, open_maximum=True
         )
-        if self.multiclass not in (None, True, False):
+        if not (self.multiclass is None or isinstance(self.multiclass, bool)):
             raise TypeError(f"multiclass must be True, False or None, got {self.multiclass!r}")
 
     def is_multiclass(self, activation: str) -> bool:

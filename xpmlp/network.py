@@ -11,7 +11,7 @@ from typing import Any
 from xpmlp.activations import Activation
 from xpmlp.backends import DTypePolicy, get_backend
 from xpmlp.data import as_matrix, as_target, as_weight, blocks, like
-from xpmlp.errors import check_number
+from xpmlp.errors import check_flag, check_number
 from xpmlp.layers import Dense, DenseStage, Dropout, Layer
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.names import resolve
@@ -115,6 +115,7 @@ class Network:
         self.n_features = int(n_features)
         self.layers = _check_layers(layers)
         self.seed = check_seed(seed)
+        check_flag("fallback", fallback)
         if backend is None or isinstance(backend, str):
             self.backend = get_backend(device, backend, fallback)
         elif device in ("auto", backend.device):

@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 
 from xpmlp import rules
 from xpmlp.backends import backend_of, dtype_name
-from xpmlp.errors import check_number
+from xpmlp.errors import check_flag, check_number
 from xpmlp.typing import Array, Backend, Rule
 
 # A momentum whose gradient stays zero decays into denormal numbers, on which a CPU is slower by
-# an order of magnitude. At a rate of 0.9 a value above 1024 times the smallest normal number does
-# not get there in so many steps.
+# an order of magnitude. Every so many steps they become zero.
 _FLUSH_EVERY = 64
 
 
@@ -40,7 +39,7 @@ class OptimizerState:
     slots : dict of str to array
         One array of the shape of theta for each remembered quantity.
     tiny : float
-        Remembered values smaller than this become zero now and then.
+        The smallest normal number. Remembered values below it become zero now and then.
     mu_product : float
         NAdam's product of momentum coefficients; 1 for the others.
     """
@@ -91,7 +90,7 @@ class Optimizer:
         backend = backend or backend_of(theta)
         slots = {slot: backend.zeros(theta.shape, dtype_name(theta)) for slot in self.slots()}
         decayed = theta.shape[0] if n_decayed is None else n_decayed
-        tiny = 1024.0 * float(backend.xp.finfo(theta.dtype).smallest_normal)
+        tiny = float(backend.xp.finfo(theta.dtype).smallest_normal)
         return OptimizerState(0, slots, backend, decayed, tiny)
 
     def update(self, theta: Array, grad: Array, state: OptimizerState) -> None:
@@ -172,6 +171,7 @@ class SGD(Optimizer):
         super().__post_init__()
         check_number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
         check_number("dampening", self.dampening, minimum=0, maximum=1)
+        check_flag("nesterov", self.nesterov)
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
                 "nesterov=True needs momentum > 0 and dampening=0, "
@@ -286,6 +286,7 @@ class RMSprop(Optimizer):
         check_number("rho", self.rho, minimum=0, maximum=1, open_maximum=True)
         check_number("epsilon", self.epsilon, minimum=0)
         check_number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+        check_flag("centered", self.centered)
 
     def slots(self) -> tuple[str, ...]:
         optional = (("gradient_average", self.centered), ("velocity", bool(self.momentum)))
@@ -342,6 +343,10 @@ class Adam(_AdamBase):
 
     amsgrad: bool = False
     name = "adam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("amsgrad", self.amsgrad)
 
     def slots(self) -> tuple[str, ...]:
         return ("m", "v", "v_max") if self.amsgrad else ("m", "v")

@@ -68,7 +68,7 @@ class Step(Schedule):
         check_number("gamma", self.gamma, minimum=0)
 
     def __call__(self, step: int) -> float:
-        return float(self.learning_rate * self.gamma ** (step // self.step_size))
+        return self.learning_rate * _power(self.gamma, step // self.step_size)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Exponential(Schedule):
         check_number("gamma", self.gamma, minimum=0)
 
     def __call__(self, step: int) -> float:
-        return float(self.learning_rate * self.gamma**step)
+        return self.learning_rate * _power(self.gamma, step)
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,13 @@ class WarmUp(Schedule):
         if step < self.n_steps:
             return self.learning_rate * (step + 1) / self.n_steps
         return self.learning_rate if self.then is None else self.then(step - self.n_steps)
+
+
+def _power(base: float, exponent: int) -> float:
+    try:
+        return float(base**exponent)
+    except OverflowError:  # an optimizer refuses the rate and names the step
+        return math.inf
 
 
 def _anneal(start: float, end: float, done: float) -> float:

@@ -12,7 +12,7 @@ from warnings import warn
 
 from xpmlp.callbacks import Callback, ProgressBar
 from xpmlp.data import Batches, batch_rows
-from xpmlp.errors import NonFiniteLossError, TrainingInterruptedWarning, check_number
+from xpmlp.errors import NonFiniteLossError, TrainingInterruptedWarning, check_flag, check_number
 from xpmlp.history import History
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.metrics import Metric, get_metric
@@ -103,6 +103,7 @@ def fit(
     for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
         if limit is not None:
             check_number(name, limit, minimum=0, open_minimum=True)
+    check_flag("shuffle", shuffle)
     check_number("verbose", verbose, minimum=0, integer=True)
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -123,7 +124,7 @@ def fit(
         step = TrainingStep(
             network, chosen_optimizer, n_rows, data, alpha, l1, clip_norm, clip_value
         )
-        run = Run(network, step, data, held_out, scores, int(epochs), n_rows, bool(shuffle))
+        run = Run(network, step, data, held_out, scores, int(epochs), n_rows, shuffle)
         run.train([*callbacks, *([ProgressBar()] if verbose else [])])
     return run.history
 

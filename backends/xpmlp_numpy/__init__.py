@@ -185,7 +185,7 @@ def _run_compiled(rule: Rule, outs: tuple[Array, ...], operands: tuple[Operand, 
 
 
 def _is_scalar(x: Any) -> bool:
-    return isinstance(x, float) or x.ndim == 0
+    return getattr(x, "ndim", 0) == 0
 
 
 def _is_flat(x: Any, shape: tuple[int, ...]) -> bool:

@@ -21,13 +21,21 @@ from xpmlp.typing import Rule
 # Elements from which a loop saves enough to be worth its compilation, about half a second.
 THRESHOLD = 32768
 
-_SLOW = {"exp", "expm1", "log", "log1p", "tanh", "erf"}
+_FAST = {"abs", "maximum", "minimum", "sign", "sqrt", "where"}
 
 
 def compilable(rule: Rule) -> bool:
-    """Whether the rule gains by compilation, and Numba is there to do it."""
-    code = getattr(rule, "__code__", None)
-    return code is not None and not _SLOW & set(code.co_names) and _numba_installed()
+    """Whether the rule gains by compilation, and Numba is there to do it.
+
+    A rule that uses anything besides its operands, literals and these functions, or has default
+    arguments, is left to NumPy too.
+    """
+    return (
+        isinstance(rule, FunctionType)
+        and set(rule.__code__.co_names) <= _FAST
+        and not (rule.__closure__ or rule.__defaults__ or rule.__kwdefaults__)
+        and _numba_installed()
+    )
 
 
 @cache
