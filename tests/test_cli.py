@@ -110,7 +110,7 @@ def test_xor_is_learnt(capsys):
     assert (
         run("train", "xor", "--test-size", "0", "--scale", "none", *options, "--device", "cpu") == 0
     )
-    assert "train 4 1.0000" in " ".join(capsys.readouterr().out.split())
+    assert "train 4 1 1" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])

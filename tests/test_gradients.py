@@ -122,8 +122,6 @@ def is_smooth(network: Network, X: np.ndarray, y: np.ndarray, case: str) -> bool
             return False
     a = backend.to_host(values.a)
     output = network.output_activation.name
-    if output == "softmax" and a.shape[1] == 1:
-        return True  # constant
     if case in ("absolute_error", "quantile", "huber"):
         r = a - y.reshape(a.shape)
         r = np.abs(r) - DELTA if case == "huber" else r
@@ -218,19 +216,27 @@ def check_numerically(problem: Problem, what: str, **options: Any) -> None:
     assert_same(by_inputs, expected_inputs, 1e-6, f"{what}, inputs")
 
 
+# One unit of softmax is refused: its output would always be 1.
+COMBINATIONS = [
+    (place, activation, case, kind)
+    for place in PROBLEMS
+    for activation in ALL_ACTIVATIONS
+    for case, kind in LOSS_KINDS
+    if (place, activation, kind) != ("output", "softmax", "one")
+]
+
+
 @pytest.mark.parametrize(
-    ("case", "kind"), [row for row in LOSS_KINDS if row[0] not in AUTOGRAD_ONLY]
+    ("place", "activation", "case", "kind"),
+    [row for row in COMBINATIONS if row[2] not in AUTOGRAD_ONLY],
 )
-@pytest.mark.parametrize("activation", ALL_ACTIVATIONS)
-@pytest.mark.parametrize("place", PROBLEMS)
 def test_central_differences(place, activation, case, kind):
     problem = PROBLEMS[place](activation, case, kind)
     for variant, options in VARIANTS.items():
         check_numerically(problem, variant, **options)
     _, by_parameters, by_inputs = library_gradient(problem)
-    constant = problem.network.output_activation.name == "softmax" and kind == "one"
     for gradient in (by_parameters, by_inputs):
-        assert (np.linalg.norm(gradient) < 1e-3) == constant, "nothing has been compared"
+        assert np.linalg.norm(gradient) > 1e-3, "nothing has been compared"
 
 
 def test_the_tables_cover_every_loss():
@@ -421,9 +427,7 @@ def check_against_autograd(torch: Any, problem: Problem, what: str, **options: A
     assert_same(by_inputs, expected_inputs, 1e-10, f"{what}, inputs")
 
 
-@pytest.mark.parametrize(("case", "kind"), LOSS_KINDS)
-@pytest.mark.parametrize("activation", ALL_ACTIVATIONS)
-@pytest.mark.parametrize("place", PROBLEMS)
+@pytest.mark.parametrize(("place", "activation", "case", "kind"), COMBINATIONS)
 def test_autograd(torch, place, activation, case, kind):
     problem = PROBLEMS[place](activation, case, kind)
     for variant, options in VARIANTS.items():

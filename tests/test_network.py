@@ -1,5 +1,8 @@
 """The network's own behaviour: parameters as views, shapes, dtypes, checks at the door."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,30 @@ def test_parameters_are_one_vector_and_the_rest_are_live_views_of_it(backend):
     before = network.forward(X)
     network.weights[1][...] = network.weights[1] * 2.0
     assert not np.allclose(network.forward(X), before)
+
+
+def test_assigning_copies_into_the_vector_or_is_refused(backend):
+    network = make(backend)
+    network.parameters = np.arange(network.n_parameters)
+    assert float(backend.to_host(network.weights[0])[0, 1]) == 1.0
+    network.parameters = backend.zeros((network.n_parameters,), "float64")
+    assert (network.predict(X) == 0.0).all()
+    with pytest.raises(ValueError, match=r"parameters must have shape \(26,\), got \(5,\)"):
+        network.parameters = np.zeros(5)
+    with pytest.raises(ValueError, match="parameters contains NaN"):
+        network.parameters = np.full(26, np.nan)
+    with pytest.raises(TypeError, match="assignment"):
+        network.weights[0] = np.zeros((3, 4))
+
+
+def test_copies_and_pickles_are_independent_and_equal():
+    network = Network(3, [Dense(4, "tanh"), Dropout(0.1), Dense(2)], device="cpu", seed=4)
+    network.parameters = np.arange(network.n_parameters) / 10
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert (copied.layers, copied.seed, copied.dtype) == (network.layers, 4, "float64")
+        np.testing.assert_array_equal(copied.predict(X), network.predict(X))
+        copied.parameters = np.zeros(network.n_parameters)
+        assert not np.array_equal(copied.predict(X), network.predict(X))
 
 
 def test_weights_come_first_then_biases(backend):
@@ -153,6 +180,7 @@ def test_bad_arguments_of_a_network(arguments, error, message):
         (lambda: Dense(2, 5), TypeError, "activation must be a name or an instance of Activation"),
         (lambda: Dense(2, init="he_unifrm"), ValueError, "Did you mean 'he_uniform'"),
         (lambda: Dense(2, bias="yes"), TypeError, "bias must be True or False"),
+        (lambda: Dense(1, "softmax"), ValueError, "softmax needs at least 2 units, got units=1"),
         (lambda: Dropout(1.0), ValueError, "rate must be a number >= 0 and < 1, got 1.0"),
         (lambda: Dropout(-0.1), ValueError, "rate must be"),
         (lambda: Dropout("0.5"), TypeError, "rate must be a number"),

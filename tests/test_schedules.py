@@ -281,9 +281,23 @@ def test_a_number_out_of_range_is_named(cls, option):
 @pytest.mark.parametrize(("cls", "option"), OPTIONS)
 def test_what_is_no_number_is_named(cls, option):
     whole = (cls.__name__, option) in WHOLE
-    for value in ("1", True, None, [1], *([2.5, 10.0, math.nan] if whole else [])):
+    optional = (cls.__name__, option) in {("Cosine", "n_steps"), ("OneCycle", "n_steps")}
+    not_numbers = ["1", True, [1], *([] if optional else [None])]
+    for value in (*not_numbers, *([2.5, 10.0, math.nan] if whole else [])):
         with pytest.raises(TypeError, match=rf"^{option} must be a "):
             make(cls, **{option: value})
+
+
+@pytest.mark.parametrize("cls", [Cosine, OneCycle])
+def test_without_a_length_a_schedule_spans_the_call_of_fit(cls):
+    open_ended = cls(0.3)
+    with pytest.raises(ValueError, match="n_steps=None"):
+        open_ended(0)
+    assert open_ended.over(50) == cls(0.3, n_steps=50)
+    assert cls(0.3, n_steps=7).over(50) == cls(0.3, n_steps=7)
+    after = WarmUp(0.3, n_steps=10, then=open_ended)
+    assert after.over(50) == WarmUp(0.3, n_steps=10, then=cls(0.3, n_steps=40))
+    assert Exponential(0.3, gamma=0.9).over(50) == Exponential(0.3, gamma=0.9)
 
 
 @pytest.mark.parametrize("then", [0.1, "cosine", True])

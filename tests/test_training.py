@@ -20,6 +20,7 @@ from xpmlp import (
     fit,
 )
 from xpmlp.optimizers import SGD, Adam
+from xpmlp.schedules import Cosine
 
 DRAW = np.random.default_rng(0)
 X = DRAW.standard_normal((50, 3))
@@ -169,6 +170,45 @@ def test_accuracy_of_each_kind_of_target(backend, kind):
     assert 0.0 < expected < 1.0
 
 
+def test_a_function_of_predictions_is_given_matching_shapes(backend):
+    shapes = []
+
+    def seen(y_true, y_pred):
+        shapes.append((y_true.shape, y_pred.shape))
+        return 0.0
+
+    train(make(backend), epochs=1, metrics=[seen])
+    train(Network(3, [Dense(1)], backend=backend), y=Y[:, 0], epochs=1, metrics=[seen])
+    train(Network(3, [Dense(1)], backend=backend), y=Y[:, :1], epochs=1, metrics=[seen])
+    labels = Network(3, [Dense(3, "softmax")], backend=backend)
+    train(labels, y=np.arange(50) % 3, loss="log_loss", epochs=1, metrics=[seen])
+    assert shapes == [((50, 2), (50, 2)), ((50,), (50,)), ((50,), (50,)), ((50,), (50, 3))]
+
+
+def test_metrics_that_do_not_suit_are_refused_before_training(backend):
+    network = Network(3, [Dense(3, "softmax")], backend=backend)
+    before = parameters(network)
+    with pytest.raises(ValueError, match="r2 needs one target for each of the 3 outputs"):
+        train(network, y=np.arange(50) % 3, loss="log_loss", metrics=["r2"])
+    np.testing.assert_array_equal(parameters(network), before)
+    with pytest.raises(TypeError, match="the metric <lambda> must return a number, got 'a'"):
+        train(make(backend), metrics=[lambda y_true, y_pred: "a"])
+
+
+def test_a_schedule_without_length_spans_the_call(backend):
+    rates = []
+
+    class Spy(SGD):
+        def rate(self, step):
+            rates.append(super().rate(step))
+            return rates[-1]
+
+    train(make(backend), epochs=4, batch_size=20, optimizer=Spy(learning_rate=Cosine(0.5)))
+    assert len(rates) == 12
+    assert rates == sorted(rates, reverse=True)
+    assert rates == pytest.approx([Cosine(0.5, n_steps=12)(step) for step in range(12)])
+
+
 def test_early_stopping_restores_the_best_parameters(backend):
     class Spoil(Callback):
         """Make the network worse from the fourth epoch on."""
@@ -184,9 +224,9 @@ def test_early_stopping_restores_the_best_parameters(backend):
     network, spoil = make(backend), Spoil()
     stopping = EarlyStopping("val_loss", patience=2)
     history = train(network, epochs=30, validation=(X, Y), callbacks=[stopping, spoil])
-    assert len(history) < 30
+    assert history.n_epochs < 30
     assert "val_loss has not improved for 2 epochs" in history.stopped
-    assert stopping.best_epoch == len(history) - 2
+    assert stopping.best_epoch == history.n_epochs - 2
     assert stopping.best == min(history["val_loss"])
     np.testing.assert_array_equal(parameters(network), spoil.kept[stopping.best_epoch - 1])
 
@@ -195,7 +235,7 @@ def test_early_stopping_can_maximise_and_can_leave_the_last_parameters(backend):
     network = make(backend)
     stopping = EarlyStopping("val_r2", patience=1, min_delta=10.0, restore_best=False)
     history = train(network, epochs=9, validation=(X, Y), metrics=["r2"], callbacks=[stopping])
-    assert len(history) == 2
+    assert history.n_epochs == 2
     assert stopping.best == history["val_r2"][0]
 
 
@@ -207,7 +247,7 @@ def test_a_callback_can_stop_in_the_middle_of_an_epoch(backend):
 
     history = train(make(backend), callbacks=[Stop()])
     assert history.stopped == "enough"
-    assert len(history) == 2
+    assert history.n_epochs == 2
 
 
 def test_interrupt_ends_after_the_step_with_a_usable_network(backend):
@@ -221,7 +261,7 @@ def test_interrupt_ends_after_the_step_with_a_usable_network(backend):
     with pytest.warns(TrainingInterruptedWarning, match="interrupted in epoch 2 of 3"):
         history = train(network, callbacks=[Interrupt()])
     assert history.stopped == "interrupted"
-    assert len(history) == 2
+    assert history.n_epochs == 2
     assert np.isfinite(network.predict(X)).all()
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -231,7 +271,7 @@ def test_training_works_outside_the_main_thread(backend):
     thread = threading.Thread(target=lambda: histories.append(train(make(backend))))
     thread.start()
     thread.join()
-    assert len(histories[0]) == 3
+    assert histories[0].n_epochs == 3
 
 
 def test_a_non_finite_loss_names_epoch_batch_and_layer(backend):
@@ -328,13 +368,23 @@ def test_uint8_data_equals_its_floats(backend):
         ({"metrics": ["acuracy"]}, ValueError, "Did you mean 'accuracy'"),
         ({"metrics": [3]}, TypeError, "a metric must be a name or a callable"),
         ({"callbacks": [print]}, TypeError, "callbacks must hold instances of Callback"),
-        ({"callbacks": [EarlyStopping("val_loss")]}, ValueError, "monitor='val_loss' is not known"),
+        (
+            {"callbacks": [EarlyStopping("val_loss")]},
+            ValueError,
+            "monitor='val_loss' needs validation data",
+        ),
         ({"validation": X}, TypeError, "validation must be a tuple"),
         ({"validation": (X[:, :2], Y)}, ValueError, "validation X must have 3 columns"),
         ({"validation": (X, Y[:3])}, ValueError, "validation y must have as many rows"),
         ({"X": X[:0], "y": Y[:0]}, ValueError, "X must have at least one row"),
         ({"y": Y[:10]}, ValueError, "y must have as many rows as X, 50"),
-        ({"verbose": -1}, ValueError, "verbose must be"),
+        ({"verbose": 2}, ValueError, "verbose must be a whole number >= 0 and <= 1, got 2"),
+        ({"shuffle": 1}, TypeError, "shuffle must be True or False, got 1"),
+        ({"metrics": "r2"}, TypeError, "metrics must be a list or tuple, got 'r2'"),
+        ({"metrics": ["r2", "r2"]}, ValueError, "different names, got 'r2' twice"),
+        ({"metrics": ["accuracy"]}, ValueError, "accuracy needs class labels"),
+        ({"callbacks": EarlyStopping()}, TypeError, "callbacks must be a list"),
+        ({"callbacks": [EarlyStopping("r2")]}, ValueError, "monitor='r2' is not known"),
     ],
 )
 def test_bad_arguments_change_nothing(backend, options, error, message):
@@ -364,7 +414,7 @@ def test_the_progress_bar_shows_only_on_a_terminal(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     train(network, verbose=1, validation=(X, Y))
     shown = capfd.readouterr().err
-    for part in ("training on cpu", "val_loss=", "epoch=3/3", "150"):
+    for part in ("training on cpu", "val_loss=", "epoch=3/3", "samples/s"):
         assert part in shown
 
 

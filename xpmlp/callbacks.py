@@ -78,6 +78,8 @@ class EarlyStopping(Callback):
         self._sign = 1.0
 
     def on_start(self, run: Run) -> None:
+        if self.monitor.startswith("val_") and "val_loss" not in run.better:
+            raise ValueError(f"monitor={self.monitor!r} needs validation data: fit(validation=...)")
         if self.monitor not in run.better:
             raise unknown_name("monitor", self.monitor, run.better)
         mode = self.mode if self.mode != "auto" else run.better[self.monitor]
@@ -114,6 +116,7 @@ class ProgressBar(Callback):
             desc=f"training on {run.network.device}",
             unit=" samples",
             unit_scale=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar:12}| {rate_fmt}{postfix}",
             disable=None,  # where standard error is not a terminal
             leave=True,
         )

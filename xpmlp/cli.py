@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import click
 import numpy as np
 
 from xpmlp import __version__
+from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import available_backends, backend_class, get_backend
 from xpmlp.callbacks import EarlyStopping
-from xpmlp.data import batch_rows
-from xpmlp.datasets import load_table
+from xpmlp.datasets import Table, load_table
 from xpmlp.errors import BackendUnavailableError, NonFiniteLossError
 from xpmlp.experiment import (
     encode_target,
@@ -26,17 +27,20 @@ from xpmlp.experiment import (
     network_targets,
     scores_of,
     split_rows,
+    target_scaling,
 )
 from xpmlp.history import History
+from xpmlp.initializers import INITIALIZERS
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.names import parse
 from xpmlp.network import Network
+from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline, affine_scaling
+from xpmlp.schedules import SCHEDULES
 from xpmlp.serialization import write_atomically
 from xpmlp.training import fit
 
-# Losses that suit a target of any location and scale, so that a regression may standardise it.
-_SCALED_LOSSES = ("squared_error", "absolute_error", "quantile")
+PICTURES = ("png", "svg", "pdf")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,15 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="xpmlp")
 def cli() -> None:
     """Multilayer perceptrons on NumPy (CPU) or CuPy (CUDA GPU)."""
 
 
-@cli.command()
+@cli.command(short_help="Train a network on a table and score it on unseen rows.")
 @click.argument("data")
-@click.option("--target", help="Target column. Default: the last one.")
+@click.option("--target", help="Target column.  [default: the last one]")
+@click.option("--drop", help="Columns to leave out, separated by commas.")
 @click.option(
     "--task",
     type=click.Choice(["auto", "classification", "regression"]),
@@ -80,20 +85,33 @@ def cli() -> None:
     help="auto: classification for text and for at most 20 distinct whole numbers.",
 )
 @click.option("--hidden", default="64,32", help="Units of the hidden layers; '' for none.")
-@click.option("--activation", default="relu", help="One for all hidden layers, or one each.")
+@click.option(
+    "--activation",
+    default="relu",
+    help=f"One for all hidden layers, or one each: {', '.join(ACTIVATIONS)}.",
+)
 @click.option("--dropout", default="0", help="Drop rate, one for all hidden layers or one each.")
 @click.option("--bias/--no-bias", default=True, help="Whether layers have a bias.")
-@click.option("--init", help="Initial weights. Default: what suits the activation.")
-@click.option("--loss", help="Default: log_loss, or squared_error for a regression.")
-@click.option("--optimizer", default="adam", help="With options: adam:beta_2=0.99,amsgrad=true.")
-@click.option("--lr", type=float, help="Learning rate. Default: the optimizer's.")
-@click.option("--schedule", help="Of the learning rate, such as cosine or step:gamma=0.5.")
+@click.option(
+    "--init", help=f"Initial weights: {', '.join(INITIALIZERS)}.  [default: by activation]"
+)
+@click.option(
+    "--loss",
+    help=f"{', '.join(LOSSES)}.  [default: log_loss, or squared_error for a regression]",
+)
+@click.option(
+    "--optimizer",
+    default="adam",
+    help=f"{', '.join(OPTIMIZERS)}. This and other names take arguments: adam:beta_2=0.99.",
+)
+@click.option("--lr", type=float, help="Learning rate.  [default: the optimizer's]")
+@click.option("--schedule", help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
 @click.option("--alpha", type=float, default=0.0, help="L2 penalty.")
 @click.option("--l1", type=float, default=0.0, help="L1 penalty.")
 @click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
 @click.option("--batch-size", type=int, default=32, help="Rows of a batch.")
 @click.option("--epochs", type=int, default=100, help="Passes over the training data.")
-@click.option("--validation", type=float, default=0.0, help="Part of the training data held out.")
+@click.option("--validation", type=float, default=0.0, help="Part of the training rows held out.")
 @click.option("--patience", type=int, help="Stop after so many epochs without better validation.")
 @click.option(
     "--scale",
@@ -102,9 +120,9 @@ def cli() -> None:
     help="Scaling of the features.",
 )
 @click.option(
-    "--test-size", type=float, default=0.25, help="Part of the data for the test; may be 0."
+    "--test-size", type=float, help="Part of the rows for the test.  [default: 0.25; xor: 0]"
 )
-@click.option("--split-seed", type=int, help="Seed of the split. Default: --seed.")
+@click.option("--split-seed", type=int, help="Seed of the split.  [default: --seed]")
 @click.option("--seed", type=int, default=0, help="Seed of weights, shuffles and dropout.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--backend", help="Adapter, see 'xpmlp devices'.")
@@ -120,101 +138,106 @@ def cli() -> None:
 def train(data: str, **options: Any) -> None:
     """Train a network on DATA and report how well it does on rows it has not seen.
 
-    DATA is a .csv, .npy or .npz file, or one of breast_cancer, diabetes, digits, iris, wine, xor.
+    DATA is breast_cancer, diabetes, digits, iris, wine or xor, or a file: .csv, separated by
+    commas, the first row naming the columns unless it is all numbers; .npy, a matrix; .npz, with X
+    and y. Features are numbers without gaps; a target may be text. In a regression a target is
+    standardised for squared_error, absolute_error and quantile, and scores are in its own units.
     """
-    for option in ("out", "plot"):
-        _check_folder(option, options[option])
+    _check_output("--out", options["out"])
+    _check_output("--plot", options["plot"], PICTURES)
     table = load_table(data)
     target = options["target"] or table.target or table.columns[-1]
+    dropped = [name.strip() for name in (options["drop"] or "").split(",") if name.strip()]
+    for name in dropped:
+        table.column(name)
     classes, y = encode_target(table, target, options["task"])
-    features = [name for name in table.columns if name != target]
+    features = [name for name in table.columns if name not in (target, *dropped)]
     X = table.features(features)
-    name = options["loss"] or ("log_loss" if classes else "squared_error")
-    loss: Loss = parse("loss", name, LOSSES)
-    seed = options["seed"]
-    split_seed = seed if options["split_seed"] is None else options["split_seed"]
-    rows = split_rows(len(X), options["test_size"], options["validation"], split_seed)
-    y_shift, y_scale = 0.0, 1.0
-    if classes is None and loss.name in _SCALED_LOSSES:
-        y_shift, y_scale = float(y[rows["train"]].mean()), float(y[rows["train"]].std()) or 1.0
+    loss: Loss = parse(
+        "loss", options["loss"] or ("log_loss" if classes else "squared_error"), LOSSES
+    )
+    layers = make_layers(
+        options["hidden"],
+        options["activation"],
+        options["dropout"],
+        options["bias"],
+        options["init"],
+        classes,
+        loss,
+    )
+    optimizer = make_optimizer(options["optimizer"], options["lr"], options["schedule"])
+    rows = split_rows(
+        len(X),
+        table.test_size if options["test_size"] is None else options["test_size"],
+        options["validation"],
+        options["seed"] if options["split_seed"] is None else options["split_seed"],
+    )
+    if options["patience"] is not None and not len(rows["validation"]):
+        raise ValueError("--patience needs held-out rows: give --validation, such as 0.1")
+    stopping = [] if options["patience"] is None else [EarlyStopping(patience=options["patience"])]
     network = Network(
         len(features),
-        make_layers(
-            options["hidden"],
-            options["activation"],
-            options["dropout"],
-            options["bias"],
-            options["init"],
-            classes,
-            loss,
-        ),
+        layers,
         device=options["device"],
         backend=options["backend"],
         dtype=str(X.dtype) if options["dtype"] == "auto" else options["dtype"],
-        seed=seed,
+        seed=options["seed"],
     )
-    shift, factor = affine_scaling(options["scale"], X[rows["train"]])
-    pipeline = Pipeline(network, features, target, classes, shift, factor, y_shift, y_scale)
+    pipeline = Pipeline(
+        network,
+        features,
+        target,
+        classes,
+        *affine_scaling(options["scale"], X[rows["train"]]),
+        *target_scaling(classes, loss, y[rows["train"]]),
+    )
+    parts = {part: (X[chosen], y[chosen]) for part, chosen in rows.items() if len(chosen)}
     prepared = {
-        part: (pipeline.scale(X[chosen]), network_targets(pipeline, loss, y[chosen]))
-        for part, chosen in rows.items()
-        if len(chosen)
+        part: (pipeline.scale(X_part), network_targets(pipeline, loss, y_part))
+        for part, (X_part, y_part) in parts.items()
     }
-    if options["patience"] is not None and "validation" not in prepared:
-        raise ValueError("--patience needs held-out rows: give --validation, such as 0.1")
-    batch_size = batch_rows(options["batch_size"], len(rows["train"]))
-    n_steps = options["epochs"] * -(-len(rows["train"]) // batch_size)
+    watched = next((part for part in ("validation", "test") if part in parts), None)
     history = fit(
         network,
         *prepared["train"],
         loss=loss,
-        optimizer=make_optimizer(options["optimizer"], options["lr"], options["schedule"], n_steps),
+        optimizer=optimizer,
         epochs=options["epochs"],
-        batch_size=batch_size,
-        validation=prepared.get("validation", prepared.get("test")),
+        batch_size=options["batch_size"],
+        validation=prepared[watched] if watched else None,
         alpha=options["alpha"],
         l1=options["l1"],
         clip_norm=options["clip_norm"],
         metrics=["accuracy"] if classes else [],
-        callbacks=[EarlyStopping(patience=options["patience"])] if options["patience"] else [],
+        callbacks=stopping,
         verbose=0 if options["quiet"] else 1,
     )
-    what = f"{len(classes)} classes" if classes else "regression"
-    click.echo(
-        f"data     {table.name}: {len(X)} rows, {len(features)} features, "
-        f"target {target!r} ({what})"
-    )
-    click.echo(f"network  {' -> '.join(str(layer) for layer in network.layers)}")
-    click.echo(f"         {network.n_parameters:,} parameters of {network.dtype}, seed {seed}")
-    click.echo(f"device   {network.device} ({network.backend.version()})")
-    ended = f"; {history.stopped}" if history.stopped else ""
-    click.echo(f"trained  {len(history)} epochs, {loss.name} {history['loss'][-1]:.4g}{ended}")
-    scores = {part: scores_of(pipeline, X[rows[part]], y[rows[part]]) for part in prepared}
-    click.echo(f"{'':<12}{'rows':>7}" + "".join(f"{name:>11}" for name in scores["train"]))
-    for part, values in scores.items():
-        cells = "".join(f"{value:>11.4f}" for value in values.values())
-        click.echo(f"  {part:<10}{len(rows[part]):>7}{cells}")
+    _report(table, pipeline, loss, history, parts)
     if options["out"]:
         pipeline.save(options["out"])
         click.echo(f"model    {options['out']}")
     if options["plot"]:
-        watched = next((part for part in ("validation", "test") if part in prepared), "none")
-        title = f"{table.name} on {network.device} (val: {watched} rows)"
+        title = f"{table.name} on {network.device}"
+        title += f" (validation curves: the {watched} rows)" if watched else ""
         write_atomically(options["plot"], draw(history, title, Path(options["plot"]).suffix[1:]))
         click.echo(f"plot     {options['plot']}")
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
 
 
-@cli.command()
+@cli.command(short_help="Predict the rows of a table with a trained model.")
 @click.argument("model", type=click.Path())
 @click.argument("data")
-@click.option("--out", type=click.Path(dir_okay=False), help="CSV file. Default: standard output.")
+@click.option("--out", type=click.Path(allow_dash=True), default="-", help="CSV file; - for here.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-def predict(model: str, data: str, out: str | None, device: str) -> None:
+def predict(model: str, data: str, out: str, device: str) -> None:
     """Predict the rows of DATA with a MODEL that 'train' wrote.
 
-    Columns are found by name. The output has the prediction and, for classes, their probabilities.
+    Columns are found by name, and others left aside. The output has the prediction and, for
+    classes, their probabilities.
     """
-    _check_folder("out", out)
+    if out != "-":
+        _check_output("--out", out)
     pipeline = Pipeline.load(model, device)
     X = load_table(data).features(pipeline.features)
     predicted = pipeline.predict(X)
@@ -222,7 +245,7 @@ def predict(model: str, data: str, out: str | None, device: str) -> None:
     writer = csv.writer(text, lineterminator="\n")
     if pipeline.classes is None:
         writer.writerow([pipeline.target])
-        writer.writerows([repr(float(value))] for value in predicted)
+        writer.writerows([f"{value:.9g}"] for value in predicted)
     else:
         output = pipeline.output(X)
         if output.shape[1] == 1:
@@ -230,16 +253,16 @@ def predict(model: str, data: str, out: str | None, device: str) -> None:
         writer.writerow([pipeline.target, *(f"p({name})" for name in pipeline.classes)])
         for number, row in zip(predicted, output, strict=True):
             writer.writerow([pipeline.classes[number], *(f"{value:.6g}" for value in row)])
-    if out:
+    if out == "-":
+        click.echo(text.getvalue(), nl=False)
+    else:
         write_atomically(out, text.getvalue().encode())
         click.echo(f"{len(X)} predictions written to {out}")
-    else:
-        click.echo(text.getvalue(), nl=False)
 
 
-@cli.command()
+@cli.command(short_help="Show adapters, devices and free memory.")
 def devices() -> None:
-    """Show every adapter: its version, its devices and their free memory, or why it is out."""
+    """Show every adapter: its version, devices and free memory, or why it cannot be used."""
     for name, state in available_backends().items():
         if state != "usable":
             click.echo(f"{name:<8} not usable: {state}")
@@ -253,20 +276,61 @@ def devices() -> None:
 
 
 def draw(history: History, title: str, kind: str) -> bytes:
-    """A picture of a history as the content of a file; `kind` is ``"png"``, ``"svg"``, ..."""
+    """A picture of a history as the content of a file; `kind` is one of ``PICTURES``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     history.plot(figure.subplots())
     figure.suptitle(title, fontsize="medium")
     picture = io.BytesIO()
-    figure.savefig(picture, format=kind or "png", dpi=120)
+    figure.savefig(picture, format=kind, dpi=120)
     return picture.getvalue()
 
 
-def _check_folder(option: str, path: str | None) -> None:
-    if path and not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"--{option}={path}: the folder {Path(path).parent} does not exist")
+def _report(
+    table: Table,
+    pipeline: Pipeline,
+    loss: Loss,
+    history: History,
+    parts: dict[str, tuple[Any, Any]],
+) -> None:
+    network, classes = pipeline.network, pipeline.classes
+    what = f"{len(classes)} classes" if classes else "regression"
+    click.echo(
+        f"data     {table.name}: {len(table)} rows, {network.n_features} features, "
+        f"target {pipeline.target!r} ({what})"
+    )
+    click.echo(f"network  {' -> '.join(str(layer) for layer in network.layers)}")
+    click.echo(
+        f"         {network.n_parameters:,} parameters of {network.dtype}, seed {network.seed}"
+    )
+    click.echo(f"device   {network.device} ({network.backend.version()})")
+    of_what = " of the standardised target" if pipeline.target_scale != 1.0 else ""
+    ended = f"; {history.stopped}" if history.stopped else ""
+    click.echo(
+        f"trained  {history.n_epochs} epochs, {loss.name} {history['loss'][-1]:.4g}{of_what}{ended}"
+    )
+    scores = {part: scores_of(pipeline, *data) for part, data in parts.items()}
+    click.echo(f"{'':<12}{'rows':>7}" + "".join(f"{name:>11}" for name in scores["train"]))
+    for part, values in scores.items():
+        cells = "".join(f"{value:>11.4g}" for value in values.values())
+        click.echo(f"  {part:<10}{len(parts[part][1]):>7}{cells}")
+
+
+def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) -> None:
+    """Refuse, before any work is done, a file that could not be written at its end."""
+    if not path:
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(f"{option}={path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option}={path}: the folder {folder} is read-only")
+    if kinds:
+        if Path(path).suffix[1:] not in kinds:
+            raise ValueError(f"{option}={path}: the ending must be one of {', '.join(kinds)}")
+        if find_spec("matplotlib") is None:
+            raise ValueError(f"{option} needs matplotlib: pip install 'xpmlp[plot]'")
 
 
 def _complain(message: str, code: int) -> int:

@@ -107,6 +107,23 @@ def as_target(
     return to_backend(backend, y if y.ndim == 2 else y[:, None]), labels
 
 
+def as_vector(backend: Backend, value: Any, name: str, dtype: str, n: int) -> Array:
+    """`value` as a checked array of shape ``(n,)`` on the backend's device.
+
+    Raises
+    ------
+    TypeError
+        If it does not hold real numbers.
+    ValueError
+        If the shape differs, or values are NaN, infinite or beyond `dtype`.
+    """
+    x = _real_array(value, name)
+    if tuple(x.shape) != (n,):
+        raise ValueError(f"{name} must have shape ({n},), got {tuple(x.shape)}")
+    _check_values(x, name, dtype)
+    return to_backend(backend, x)
+
+
 def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: int) -> Array:
     """`value` as sample weights of shape ``(n_samples, 1)``.
 
@@ -117,11 +134,8 @@ def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: in
     ValueError
         If the shape differs from ``(n_samples,)``, a weight is negative, or all are zero.
     """
-    weight = _real_array(value, name)
-    if tuple(weight.shape) != (n_samples,):
-        raise ValueError(f"{name} must have shape ({n_samples},), got {tuple(weight.shape)}")
-    _check_values(weight, name, dtype)
-    xp = array_api_compat.array_namespace(weight)
+    weight = as_vector(backend, value, name, dtype, n_samples)
+    xp = backend.xp
     if xp.isdtype(weight.dtype, "bool"):
         raise TypeError(f"{name} must hold numbers, got dtype bool")
     smallest, largest = float(xp.min(weight)), float(xp.max(weight))
@@ -129,9 +143,8 @@ def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: in
         raise ValueError(
             f"{name} must be >= 0 and not all 0, got values from {smallest:g} to {largest:g}"
         )
-    on_device = to_backend(backend, weight[:, None])
     cast = backend.empty((n_samples, 1), dtype)
-    backend.copy(on_device, cast)
+    backend.copy(weight[:, None], cast)
     return cast
 
 

@@ -30,6 +30,8 @@ class Table:
         The column that the data itself says is the target.
     classes : list of str or None
         Its classes in their own order, where they have one.
+    test_size : float
+        Part of the rows to test on, unless the user says otherwise.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Table:
     values: dict[str, Any]
     target: str | None = None
     classes: list[str] | None = None
+    test_size: float = 0.25
 
     def __len__(self) -> int:
         return len(self.values[self.columns[0]]) if self.columns else 0
@@ -50,7 +53,9 @@ class Table:
             If a column is missing, or holds text, missing values, NaN or infinity.
         """
         if not names:
-            raise ValueError(f"{self.name} has no column besides the target")
+            semicolons = len(self.columns) == 1 and ";" in self.columns[0]
+            hint = "; columns are separated by commas, not semicolons" if semicolons else ""
+            raise ValueError(f"{self.name} has no column besides the target{hint}")
         for name in names:
             self._check_numbers(name)
         dtype = np.result_type(np.float32, *(self.values[name].dtype for name in names))
@@ -75,7 +80,7 @@ class Table:
             what = repr(str(column[row])) if str(column[row]).strip() else "no value"
             raise ValueError(
                 f"column {name!r} of {self.name} must hold numbers, "
-                f"got {what} in data row {row + 1}"
+                f"got {what} in data row {row + 1}; encode, fill or drop it"
             )
         if not np.isfinite(column).all():
             row = int(np.flatnonzero(~np.isfinite(column))[0])
@@ -121,7 +126,7 @@ def is_class_target(y: Any) -> bool:
 def _built_in(name: str) -> Table:
     if name == "xor":
         X = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-        return _table(name, ["a", "b"], X, np.array([0, 1, 1, 0]))
+        return replace(_table(name, ["a", "b"], X, np.array([0, 1, 1, 0])), test_size=0.0)
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()

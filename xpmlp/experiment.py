@@ -28,12 +28,12 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
     if task == "regression" or (task == "auto" and not is_class_target(labels)):
         return None, table.features([target])[:, 0].astype(float)
     names, numbers = np.unique(labels, return_inverse=True)
+    if names.dtype.kind == "f" and (names == np.floor(names)).all():
+        names = names.astype(int)
     if len(names) < 2:
         raise ValueError(
             f"target column {target!r} of {table.name} has only one class, {str(names[0])!r}"
         )
-    if names.dtype.kind == "f" and (names == np.floor(names)).all():
-        names = names.astype(int)
     if target == table.target and table.classes:
         order = np.array([table.classes.index(name) for name in names])
         return table.classes, order[numbers]
@@ -85,16 +85,21 @@ def make_layers(
     return [*layers, Dense(len(classes), "softmax", **common)]
 
 
-def make_optimizer(text: str, rate: float | None, schedule: str | None, n_steps: int) -> Optimizer:
-    """The optimizer, with a learning rate or a schedule of it over `n_steps` updates."""
+def make_optimizer(text: str, rate: float | None, schedule: str | None) -> Optimizer:
+    """The optimizer, with a learning rate or a schedule of it."""
     given = {} if rate is None else {"learning_rate": rate}
     optimizer: Optimizer = parse("optimizer", text, OPTIMIZERS, **given)
     if not schedule:
         return optimizer
-    settings: dict[str, Any] = {"learning_rate": optimizer.learning_rate}
-    if schedule.partition(":")[0] in ("cosine", "one_cycle"):
-        settings["n_steps"] = n_steps
+    settings = {"learning_rate": optimizer.learning_rate}
     return replace(optimizer, learning_rate=parse("schedule", schedule, SCHEDULES, **settings))
+
+
+def target_scaling(classes: list[Any] | None, loss: Loss, y: Any) -> tuple[float, float]:
+    """Shift and scale of a regression's target, for losses that suit one of any unit."""
+    if classes is None and loss.name in ("squared_error", "absolute_error", "quantile"):
+        return float(y.mean()), float(y.std()) or 1.0
+    return 0.0, 1.0
 
 
 def network_targets(pipeline: Pipeline, loss: Loss, y: Any) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-class History:
+class History(Mapping[str, list[float]]):
     """The values of each epoch: ``history["loss"]`` is a list with one number an epoch.
 
     Attributes
     ----------
+    n_epochs : int
+        Epochs recorded.
     stopped : str or None
         Why training ended before its last epoch.
     """
@@ -19,17 +22,23 @@ class History:
         self.stopped: str | None = None
 
     def __getitem__(self, key: str) -> list[float]:
+        if key not in self._values:
+            raise KeyError(f"{key!r}, known are {', '.join(self._values)}")
         return self._values[key]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._values
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def n_epochs(self) -> int:
         return max((len(values) for values in self._values.values()), default=0)
 
     def __repr__(self) -> str:
         newest = ", ".join(f"{key}={values[-1]:.4g}" for key, values in self._values.items())
-        return f"<History of {len(self)} epochs: {newest}>"
+        return f"<History of {self.n_epochs} epochs: {newest}>"
 
     def append(self, values: dict[str, float]) -> None:
         """Add one epoch."""
@@ -65,15 +74,17 @@ class History:
                 raise ImportError(
                     "History.plot needs matplotlib: pip install 'xpmlp[plot]'"
                 ) from error
-            ax = pyplot.subplots()[1]
-        epochs = range(1, len(self) + 1)
+            ax = pyplot.subplots(layout="constrained")[1]
+        epochs = range(1, self.n_epochs + 1)
         losses = [key for key in self._values if key.endswith("loss")]
         others = [key for key in self._values if key not in losses]
         lines = []
         for key in losses:
             lines += ax.plot(epochs, self[key], label=key)
-        if all(value > 0 for key in losses for value in self[key]):
+        values = [value for key in losses for value in self[key]]
+        if values and min(values) > 0 and max(values) > 10 * min(values):
             ax.set_yscale("log")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("epoch")
         ax.set_ylabel("loss")
         ax.grid(alpha=0.3)
@@ -87,7 +98,7 @@ class History:
             [line.get_label() for line in lines],
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
-            ncols=len(lines),
+            ncols=min(3, len(lines)),
             frameon=False,
         )
         return ax

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from xpmlp import rules
-from xpmlp.activations import ACTIVATIONS, Activation, Identity
+from xpmlp.activations import ACTIVATIONS, Activation, Identity, Softmax
 from xpmlp.errors import check_flag, check_number
 from xpmlp.initializers import INITIALIZERS, Initializer
 from xpmlp.names import resolve
@@ -51,6 +51,11 @@ class Dense:
         activation = resolve("activation", self.activation, ACTIVATIONS, Activation)
         chosen = activation.default_init if self.init is None else self.init
         init: Any = resolve("init", chosen, INITIALIZERS, Initializer)
+        if isinstance(activation, Softmax) and self.units == 1:
+            raise ValueError(
+                "softmax needs at least 2 units, got units=1: its output would always be 1. "
+                "For two classes use one sigmoid unit or two softmax units"
+            )
         object.__setattr__(self, "activation", activation)
         object.__setattr__(self, "init", init)
 

@@ -19,7 +19,9 @@ class Metric:
     name : str
         Its key in a history.
     function : callable
-        ``function(y_true, y_pred) -> float`` on NumPy arrays.
+        ``function(y_true, y_pred) -> float`` on NumPy arrays: of shape ``(n,)`` where there is
+        one output or class labels are the target, otherwise ``(n, n_outputs)``; `y_pred` is
+        ``(n,)`` where there is one output. Sample weights play no part.
     higher_is_better : bool or None
         None where unknown.
     decides : bool
@@ -44,9 +46,25 @@ class Metric:
             if y_true.shape[1] > 1 and y_pred.ndim == 1:
                 y_true = y_true.argmax(axis=1)
             y_true = y_true > 0.5 if y_true.dtype.kind == "f" else y_true
-        if y_true.ndim == 2 and y_true.shape[1] == 1:
-            y_true = y_true[:, 0]
-        return float(self.function(y_true, y_pred))
+        value = self.function(_squeezed(y_true), _squeezed(y_pred))
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"the metric {self.name} must return a number, got {value!r}") from None
+
+    def check(self, y_true: Any, labels: bool, n_outputs: int) -> None:
+        """Raise ValueError if targets of shape ``(n, n_columns)`` do not suit a named metric."""
+        if self.decides and not labels and not ((y_true == 0) | (y_true == 1)).all():
+            raise ValueError(f"the metric {self.name} needs class labels or targets of 0 and 1")
+        if self.decides is False and self.higher_is_better is not None and labels:
+            raise ValueError(
+                f"the metric {self.name} needs one target for each of the {n_outputs} outputs, "
+                "got class labels"
+            )
+
+
+def _squeezed(y: Any) -> Any:
+    return y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 def decide(y_pred: Any, activation: str, n_targets: int) -> Any:

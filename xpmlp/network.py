@@ -10,7 +10,7 @@ from typing import Any
 
 from xpmlp.activations import Activation
 from xpmlp.backends import DTypePolicy, get_backend
-from xpmlp.data import as_matrix, as_target, as_weight, blocks, like
+from xpmlp.data import as_matrix, as_target, as_vector, as_weight, blocks, like
 from xpmlp.errors import check_flag, check_number
 from xpmlp.layers import Dense, DenseStage, Dropout, Layer
 from xpmlp.losses import LOSSES, Loss
@@ -32,17 +32,17 @@ class Gradient:
     ----------
     flat : array of shape (n_parameters,)
         In the order of ``Network.parameters``.
-    weights : list of array of shape (n_in, n_out)
+    weights : tuple of array of shape (n_in, n_out)
         Views of `flat`.
-    biases : list of array of shape (n_out,), or None where a layer has no bias
+    biases : tuple of array of shape (n_out,), or None where a layer has no bias
         Views of `flat`.
     inputs : array of shape (n_samples, n_features)
         With respect to X.
     """
 
     flat: Array
-    weights: list[Array]
-    biases: list[Array | None]
+    weights: tuple[Array, ...]
+    biases: tuple[Array | None, ...]
     inputs: Array
 
 
@@ -80,9 +80,9 @@ class Network:
     ----------
     parameters : array of shape (n_parameters,)
         All weights, layer by layer, then all biases. Writing into it changes the network.
-    weights : list of array of shape (n_in, n_out)
-        Live views of `parameters`.
-    biases : list of array of shape (n_out,), or None where a layer has no bias
+    weights : tuple of array of shape (n_in, n_out)
+        Live views of `parameters`: ``network.weights[0][...] = W`` changes the network.
+    biases : tuple of array of shape (n_out,), or None where a layer has no bias
         Live views of `parameters`.
 
     Raises
@@ -131,11 +131,21 @@ class Network:
         self.n_weights = sum(n_in * n_out for n_in, n_out in self._shapes)
         self.n_parameters = self.n_weights + sum(layer.units for layer in dense if layer.bias)
         with self.backend.context():
-            self.parameters = self.backend.zeros((self.n_parameters,), self.policy.parameter)
-            self.weights, self.biases = self.views(self.parameters)
+            self._parameters = self.backend.zeros((self.n_parameters,), self.policy.parameter)
+            self.weights, self.biases = self.views(self._parameters)
             for index, (layer, weight) in enumerate(zip(dense, self.weights, strict=True)):
                 drawn = layer.init.draw(*weight.shape, stream(self.seed, "init", layer=index))
                 self.backend.copy(self.backend.from_host(drawn), weight)
+
+    @property
+    def parameters(self) -> Array:
+        """All weights, layer by layer, then all biases; assigning copies the values in."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, values: Any) -> None:
+        given = as_vector(self.backend, values, "parameters", self.dtype, self.n_parameters)
+        self.backend.copy(given, self._parameters)
 
     @property
     def dtype(self) -> str:
@@ -153,8 +163,8 @@ class Network:
         activation: Activation = self._dense[-1].activation
         return activation
 
-    def views(self, flat: Array) -> tuple[list[Array], list[Array | None]]:
-        """Weights and biases as views of a vector laid out like `parameters`."""
+    def views(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array | None, ...]]:
+        """Weights and biases as views of a vector of the backend laid out like `parameters`."""
         reshape = self.backend.xp.reshape
         weights: list[Array] = []
         biases: list[Array | None] = []
@@ -166,7 +176,7 @@ class Network:
         for layer in self._dense:
             biases.append(flat[start : start + layer.units] if layer.bias else None)
             start += layer.units if layer.bias else 0
-        return weights, biases
+        return tuple(weights), tuple(biases)
 
     def predict(self, X: Any) -> Any:
         """The output for each row of X, without dropout.
@@ -338,11 +348,37 @@ class Network:
         """A table of the layers: shapes, parameters and bytes."""
         return summary_table(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        copied = Network(
+            self.n_features, self.layers, backend=self.backend, dtype=self.dtype, seed=self.seed
+        )
+        self.backend.copy(self.parameters, copied.parameters)
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        backend = self.backend
+        return _unpickle, (
+            (self.n_features, self.layers, self.dtype, self.seed),
+            (backend.device, backend.name),
+            backend.to_host(self.parameters),
+        )
+
     def __repr__(self) -> str:
         layers = ", ".join(str(layer) for layer in self.layers)
         return (
             f"Network({self.n_features}, [{layers}], dtype={self.dtype!r}, device={self.device!r})"
         )
+
+
+def _unpickle(
+    built: tuple[int, Sequence[Layer], str, int], place: tuple[str, str], parameters: Any
+) -> Network:
+    """A network from a pickle; where its device is missing, on the CPU with a warning."""
+    n_features, layers, dtype, seed = built
+    device, name = place
+    network = Network(n_features, layers, device=device, backend=name, dtype=dtype, seed=seed)
+    network.backend.copy(network.backend.from_host(parameters), network.parameters)
+    return network
 
 
 def _check_layers(layers: Any) -> tuple[Layer, ...]:
@@ -359,6 +395,7 @@ def _check_layers(layers: Any) -> tuple[Layer, ...]:
 
 
 def _policy(backend: Backend, dtype: Any) -> DTypePolicy:
+    dtype = getattr(dtype, "name", getattr(dtype, "__name__", dtype))  # numpy.float32, too
     for policy in backend.policies:
         if policy.parameter == dtype:
             return policy

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from xpmlp import rules
 from xpmlp.backends import backend_of, dtype_name
 from xpmlp.errors import check_flag, check_number
+from xpmlp.schedules import Schedule
 from xpmlp.typing import Array, Backend, Rule
 
 # A momentum whose gradient stays zero decays into denormal numbers, on which a CPU is slower by
@@ -120,6 +121,12 @@ class Optimizer:
         if state.step % _FLUSH_EVERY == 0:
             for slot in slots:
                 elementwise(rules.flush)((slot,), slot, state.tiny)
+
+    def over(self, n_steps: int) -> Optimizer:
+        """The same optimizer, its schedule spread over `n_steps` updates if it has no length."""
+        if not isinstance(self.learning_rate, Schedule):
+            return self
+        return replace(self, learning_rate=self.learning_rate.over(n_steps))
 
     def rate(self, step: int) -> float:
         """The learning rate of the update after `step` finished ones."""

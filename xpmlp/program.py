@@ -89,7 +89,7 @@ class Program:
         self.dx = arena.allocate(network.n_features) if input_gradient else None
         self.stages: list[Stage] = []
         weights, biases = network.views(network.parameters)
-        grad_weights, grad_biases = network.views(grad) if grad is not None else ([], [])
+        grad_weights, grad_biases = network.views(grad) if grad is not None else ((), ())
         last = len(network.layers) - 1
         dense = 0
         for index, layer in enumerate(network.layers):

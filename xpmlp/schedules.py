@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from xpmlp.errors import check_number
@@ -27,6 +27,10 @@ class Schedule:
     @abstractmethod
     def __call__(self, step: int) -> float:
         """The learning rate of the update after `step` finished ones."""
+
+    def over(self, n_steps: int) -> Schedule:
+        """The same schedule, spread over `n_steps` updates if its own number is None."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,19 +92,32 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from `learning_rate` to `final` within `n_steps` (Loshchilov & Hutter 2017)."""
+    """Half a cosine from `learning_rate` to `final` (Loshchilov & Hutter 2017).
 
-    n_steps: int = 1000
+    Parameters
+    ----------
+    learning_rate : float
+        The first rate.
+    n_steps : int, optional
+        Updates until `final` is reached. None: all updates of the call of ``fit``.
+    final : float, default 0.0
+        The last rate.
+    """
+
+    n_steps: int | None = None
     final: float = 0.0
     name = "cosine"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("n_steps", self.n_steps, minimum=1, integer=True)
+        _check_steps(self.n_steps, minimum=1)
         check_number("final", self.final, minimum=0)
 
+    def over(self, n_steps: int) -> Cosine:
+        return self if self.n_steps else replace(self, n_steps=n_steps)
+
     def __call__(self, step: int) -> float:
-        return _anneal(self.learning_rate, self.final, step / self.n_steps)
+        return _anneal(self.learning_rate, self.final, step / _steps(self))
 
 
 @dataclass(frozen=True)
@@ -111,15 +128,15 @@ class OneCycle(Schedule):
     ----------
     learning_rate : float
         The highest rate.
-    n_steps : int, default 1000
-        Updates in the cycle; afterwards the last rate stays.
+    n_steps : int, optional
+        Updates in the cycle; afterwards the last rate stays. None: all of the call of ``fit``.
     warmup : float, default 0.3
         The part of the cycle in which the rate rises, in (0, 1).
     start_factor, final_factor : float, default 1/25 and 4e-6
         First and last rate as a part of the highest.
     """
 
-    n_steps: int = 1000
+    n_steps: int | None = None
     warmup: float = 0.3
     start_factor: float = 1 / 25
     final_factor: float = 4e-6
@@ -127,16 +144,19 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("n_steps", self.n_steps, minimum=2, integer=True)
+        _check_steps(self.n_steps, minimum=2)
         check_number(
             "warmup", self.warmup, minimum=0, maximum=1, open_minimum=True, open_maximum=True
         )
         check_number("start_factor", self.start_factor, minimum=0)
         check_number("final_factor", self.final_factor, minimum=0)
 
+    def over(self, n_steps: int) -> OneCycle:
+        return self if self.n_steps else replace(self, n_steps=max(2, n_steps))
+
     def __call__(self, step: int) -> float:
-        highest, last = self.learning_rate, self.n_steps - 1
-        peak = self.warmup * self.n_steps - 1
+        highest, last = self.learning_rate, _steps(self) - 1
+        peak = self.warmup * _steps(self) - 1
         if step <= peak:
             return _anneal(highest * self.start_factor, highest, step / peak if peak else 1.0)
         down = (step - peak) / (last - peak) if last > peak else 1.0
@@ -167,10 +187,26 @@ class WarmUp(Schedule):
         if self.then is not None and not callable(self.then):
             raise TypeError(f"then must be a callable step -> float or None, got {self.then!r}")
 
+    def over(self, n_steps: int) -> WarmUp:
+        if not isinstance(self.then, Schedule):
+            return self
+        return replace(self, then=self.then.over(max(1, n_steps - self.n_steps)))
+
     def __call__(self, step: int) -> float:
         if step < self.n_steps:
             return self.learning_rate * (step + 1) / self.n_steps
         return self.learning_rate if self.then is None else self.then(step - self.n_steps)
+
+
+def _check_steps(n_steps: int | None, minimum: int) -> None:
+    if n_steps is not None:
+        check_number("n_steps", n_steps, minimum=minimum, integer=True)
+
+
+def _steps(schedule: Cosine | OneCycle) -> int:
+    if schedule.n_steps is None:
+        raise ValueError(f"{schedule.name} has n_steps=None: give a number, or leave it to fit")
+    return schedule.n_steps
 
 
 def _power(base: float, exponent: int) -> float:

@@ -44,6 +44,9 @@ def fit(
 ) -> History:
     """Train a network in place.
 
+    Every call starts anew: with the shuffles and dropout masks of its first epoch, and with fresh
+    optimizer state.
+
     Parameters
     ----------
     network : Network
@@ -52,8 +55,12 @@ def fit(
     y : array-like of shape (n_samples, n_outputs), or (n_samples,)
         See the loss.
     loss : str or Loss
+        "squared_error", "absolute_error", "huber", "quantile", "poisson", "log_loss", or one with
+        arguments from :mod:`xpmlp.losses`.
     optimizer : str or Optimizer, default "adam"
-        Its state lives for this call. Its weight decay leaves biases alone.
+        "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", or one with
+        arguments from :mod:`xpmlp.optimizers`. Its weight decay leaves biases alone. A schedule
+        without ``n_steps`` spans this call.
     epochs : int, default 10
     batch_size : int or None, default 32
         Rows of a batch; None takes all. The last batch may be smaller.
@@ -66,11 +73,13 @@ def fit(
         Scale the gradient down to this Euclidean norm.
     clip_value : float, optional
         Limit each element of the gradient to this magnitude, before `clip_norm`.
-    metrics : sequence of str or callable, default ()
-        Names, see :mod:`xpmlp.metrics`, or ``(y_true, y_pred) -> float`` on NumPy arrays.
-        Computed after each epoch on the validation data, with ``val_`` before their name, or
-        without validation on the training data.
-    callbacks : sequence of Callback, default ()
+    metrics : list of str or callable, default ()
+        "accuracy" (of whole rows where a row has several labels), "balanced_accuracy",
+        "f1_macro", "r2", "mean_absolute_error", "mean_squared_error", "root_mean_squared_error",
+        or functions ``(y_true, y_pred) -> float`` of NumPy arrays, see
+        :class:`xpmlp.metrics.Metric`. Computed after each epoch on the validation data, with
+        ``val_`` before their name, or without validation on the training data.
+    callbacks : list of Callback, default ()
     shuffle : bool, default True
         A new permutation every epoch.
     verbose : int, default 1
@@ -104,11 +113,17 @@ def fit(
         if limit is not None:
             check_number(name, limit, minimum=0, open_minimum=True)
     check_flag("shuffle", shuffle)
-    check_number("verbose", verbose, minimum=0, integer=True)
+    check_number("verbose", verbose, minimum=0, maximum=1, integer=True)
+    for name, value in (("callbacks", callbacks), ("metrics", metrics)):
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name} must be a list or tuple, got {value!r}")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must hold instances of Callback, got {callback!r}")
     scores = [get_metric(metric) for metric in metrics]
+    for score in scores:
+        if [other.name for other in scores].count(score.name) > 1:
+            raise ValueError(f"metrics must have different names, got {score.name!r} twice")
     data = Dataset(network, X, y, sample_weight, chosen_loss)
     held_out = None
     if validation is not None:
@@ -118,7 +133,12 @@ def fit(
         held_out = Dataset(
             network, validation[0], validation[1], weight, chosen_loss, "validation "
         )
+    for score in scores:
+        scored = held_out or data
+        score.check(scored.y_host, scored.labels, network.n_outputs)
     n_rows = batch_rows(batch_size, data.n_samples)
+    n_steps = int(epochs) * math.ceil(data.n_samples / n_rows)
+    chosen_optimizer = chosen_optimizer.over(n_steps)
 
     with network.backend.context():
         step = TrainingStep(
@@ -260,5 +280,5 @@ def _interruptible(run: Run) -> Iterator[None]:
                 f"training was interrupted in epoch {run.epoch + 1} of {run.epochs}; "
                 "the network holds the last finished step",
                 TrainingInterruptedWarning,
-                stacklevel=4,
+                stacklevel=5,  # the caller of fit
             )
