@@ -1,6 +1,8 @@
 """What holds the house up: import directions, lazy libraries, the lint rule that guards them."""
 
 import ast
+import doctest
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,13 @@ print(time.perf_counter() - start)
 """
     )
     assert min(float(run(code)) for _ in range(3)) < 0.3
+
+
+def test_the_examples_in_docstrings_run():
+    for name in ("xpmlp", "xpmlp.network"):
+        module = importlib.import_module(name)
+        assert doctest.testmod(module).failed == 0
+        assert doctest.testmod(module).attempted > 0
 
 
 def test_the_package_works_from_a_bare_checkout(tmp_path):

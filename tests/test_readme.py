@@ -13,16 +13,34 @@ from xpmlp.schedules import SCHEDULES
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=[f"program{i}" for i in range(len(PROGRAMS))])
-def test_programs_run(program, capsys):
+def test_programs_run(program, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
 
 
 def test_there_are_programs():
     assert len(PROGRAMS) >= 2
+
+
+def test_the_programs_of_contributing_run_and_their_derivatives_are_right():
+    scope = {}
+    for program in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL):
+        exec(compile(program, "CONTRIBUTING.md", "exec"), scope)
+    network, X, y = scope["network"], [[0.0, 1.0, 2.0, 3.0]], [0.5]
+    loss = scope["LogCosh"]()
+    gradient = network.loss_and_grad(X, y, loss)[1].flat
+    for index in range(network.n_parameters):
+        values = []
+        for step in (1e-6, -2e-6):
+            network.parameters[index] += step
+            values.append(network.loss_and_grad(X, y, loss)[0])
+        network.parameters[index] += 1e-6
+        assert float(gradient[index]) == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-8)
 
 
 def row(name):

@@ -3,10 +3,12 @@
 import json
 import os
 import stat
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+import xpmlp
 from xpmlp import Dense, Dropout, ModelFileError, Network
 from xpmlp.activations import ACTIVATIONS, ELU
 from xpmlp.initializers import INITIALIZERS, Normal
@@ -30,6 +32,25 @@ def test_round_trip(tmp_path, backend, dtype):
     np.testing.assert_array_equal(loaded.parameters, backend.to_host(network.parameters))
     np.testing.assert_array_equal(tensors["extra"], X)
     assert description["note"] == ["a", 1]
+
+
+def test_save_and_load(tmp_path, backend):
+    network = make(backend=backend)
+    xpmlp.save(network, tmp_path / "m")
+    np.testing.assert_array_equal(xpmlp.load(tmp_path / "m").predict(X), make().predict(X))
+    with pytest.raises(TypeError, match="network must be a Network, got 3"):
+        xpmlp.save(3, tmp_path / "m")
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path):
+    @dataclass(frozen=True)
+    class Swoosh(ELU):
+        name = "swoosh"
+
+    network = Network(3, [Dense(2, Swoosh())], device="cpu")
+    with pytest.raises(ValueError, match=r"Swoosh.* is not one of the library's own"):
+        xpmlp.save(network, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))

@@ -26,6 +26,39 @@ from xpmlp.network import Network
 FORMAT = 1
 
 
+def save(network: Network, path: str | os.PathLike[str]) -> None:
+    """Write a network to one file; see :func:`write_model` for the errors.
+
+    Parameters
+    ----------
+    network : Network
+    path : path-like
+        An old file is replaced at once, when the new one is whole.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"network must be a Network, got {network!r}")
+    write_model(path, network, {}, {})
+
+
+def load(path: str | os.PathLike[str], device: str = "auto") -> Network:
+    """The network of a file that :func:`save`, or the command line, wrote.
+
+    Parameters
+    ----------
+    path : path-like
+    device : str, default "auto"
+        See :func:`xpmlp.get_backend`.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not a model of xpmlp, is damaged, or is of a newer format.
+    OSError
+        If it cannot be read.
+    """
+    return read_model(path, device)[0]
+
+
 def write_model(
     path: str | os.PathLike[str],
     network: Network,
@@ -46,7 +79,8 @@ def write_model(
     Raises
     ------
     ValueError
-        If a parameter is NaN or infinite.
+        If a parameter is NaN or infinite, or a layer has an activation or initializer that is
+        not the library's own: no file could be read again that names it.
     OSError
         If the file cannot be written. An old one is intact then.
     """
@@ -143,6 +177,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 def _describe_layer(layer: Layer) -> dict[str, Any]:
     if isinstance(layer, Dropout):
         return {"type": "Dropout", "rate": layer.rate}
+    for value, table in ((layer.activation, ACTIVATIONS), (layer.init, INITIALIZERS)):
+        if table.get(value.name) is not type(value):
+            raise ValueError(f"{value!r} is not one of the library's own and cannot be saved")
     return {
         "type": "Dense",
         "units": layer.units,
