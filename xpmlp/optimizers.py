@@ -4,7 +4,7 @@ r"""Optimizers: in-place updates of one flat parameter vector.
 of one element is a rule in :mod:`xpmlp.rules`, so one formula serves every adapter. The state
 belongs to one run: its step count starts at 0 and is never reset.
 
-Every optimizer takes ``learning_rate``, a number or a schedule, and ``weight_decay``, which is
+Every optimizer takes ``learning_rate``, a number or a schedule, and ``weight_decay=``, which is
 decoupled from the gradient (Loshchilov & Hutter 2019): :math:`\theta \leftarrow (1 - \eta
 \lambda)\,\theta` before the update. PyTorch calls the penalty :math:`\tfrac\alpha2 \|\theta\|^2`
 ``weight_decay`` except in AdamW; here that is ``alpha`` of the objective.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 from xpmlp import rules
@@ -53,7 +53,7 @@ class OptimizerState:
     mu_product: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Optimizer:
     """The part that all optimizers share; derive from it to add one.
 
@@ -67,6 +67,7 @@ class Optimizer:
 
     name: ClassVar[str]
     learning_rate: float | Callable[[int], float] = 0.001
+    _: KW_ONLY
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class Optimizer:
         """The rule's numbers for one update; ``state.step`` counts from 1 here."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SGD(Optimizer):
     r"""Gradient descent: stochastic, mini-batch or full batch, by the batch size alone.
 
@@ -202,7 +203,7 @@ class SGD(Optimizer):
         return rate, float(self.momentum), gain
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AdaGrad(Optimizer):
     r""":math:`s \leftarrow s + g^2`,
     :math:`\theta \leftarrow \theta - \eta\, g / (\sqrt s + \epsilon)` (Duchi et al. 2011).
@@ -230,7 +231,7 @@ class AdaGrad(Optimizer):
         return rate, float(self.epsilon)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AdaDelta(Optimizer):
     r""":math:`s \leftarrow \rho s + (1 - \rho) g^2`,
     :math:`\delta = -\sqrt{u + \epsilon} / \sqrt{s + \epsilon}\; g`,
@@ -264,7 +265,7 @@ class AdaDelta(Optimizer):
         return rate, float(self.rho), 1.0 - self.rho, float(self.epsilon)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RMSprop(Optimizer):
     r""":math:`s \leftarrow \rho s + (1 - \rho) g^2`,
     :math:`\theta \leftarrow \theta - \eta\, g / (\sqrt s + \epsilon)` (Hinton, lecture 6).
@@ -309,7 +310,7 @@ class RMSprop(Optimizer):
         return (*common, float(self.momentum)) if self.momentum else common
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _AdamBase(Optimizer):
     beta_1: float = 0.9
     beta_2: float = 0.999
@@ -331,7 +332,7 @@ class _AdamBase(Optimizer):
         return b1, 1.0 - b1, b2, 1.0 - b2, root, float(self.epsilon)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Adam(_AdamBase):
     r""":math:`m \leftarrow \beta_1 m + (1 - \beta_1) g`,
     :math:`v \leftarrow \beta_2 v + (1 - \beta_2) g^2`,
@@ -365,7 +366,7 @@ class Adam(_AdamBase):
         return rate / (1.0 - self.beta_1**state.step), *self._moments(state)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay by default (Loshchilov & Hutter 2019).
 
@@ -374,11 +375,11 @@ class AdamW(Adam):
     weight_decay : float, default 0.01
     """
 
-    weight_decay: float = 0.01
+    weight_decay: float = field(default=0.01, kw_only=True)
     name = "adamw"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NAdam(_AdamBase):
     r"""Adam with Nesterov momentum (Dozat 2016), and his momentum schedule
     :math:`\mu_t = \beta_1 (1 - \tfrac12\, 0.96^{t \psi})`:
@@ -416,7 +417,7 @@ class NAdam(_AdamBase):
         return float(self.beta_1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AdaMax(_AdamBase):
     r""":math:`m` as in Adam, :math:`u \leftarrow \max(\beta_2 u, |g| + \epsilon)` element by
     element, :math:`\theta \leftarrow \theta - \frac{\eta}{1 - \beta_1^t}\, m / u` (Kingma & Ba
