@@ -92,6 +92,7 @@ def fake_cupy(monkeypatch, devices, error=None):
     module = types.ModuleType("cupy")
     runtime = types.SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
     module.__version__ = "14.0"
+    module.ones = np.ones
     module.cuda = types.SimpleNamespace(runtime=runtime)
     monkeypatch.setitem(sys.modules, "cupy", module)
     import xpmlp_cupy

@@ -157,7 +157,7 @@ class ReferenceBackend(Backend):
         return cast(Array, self.xp.asarray(x, device=self.xp_device))
 
     def to_host(self, x: Array) -> Any:
-        return host().from_host(x)
+        return host().from_host(array_api_compat.to_device(x, "cpu"))
 
     def read(self, x: Array) -> float:
         return float(cast(Any, x))
@@ -252,15 +252,16 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     reasons = []
     responsible = False
     for candidate in candidates:
-        reason = _why_not(candidate)
         try:
             adapter = backend_class(candidate)
-        except ImportError:
-            reasons.append(f"{candidate}: {reason}")
+            accepted = device == "auto" or adapter.accepts(device)
+        except Exception:  # a third party's package is broken
+            reasons.append(f"{candidate}: {_why_not(candidate)}")
             continue
-        if device != "auto" and not adapter.accepts(device):
+        if not accepted:
             continue
         responsible = True
+        reason = _why_not(candidate)
         if reason is None and device == "auto":
             return _open(candidate, adapter.devices()[0])
         if reason is None:
@@ -340,8 +341,8 @@ def backend_class(name: str) -> type[Backend]:
 def _why_not(name: str) -> str | None:
     try:
         return backend_class(name).unavailable()
-    except ImportError as error:
-        return f"its package cannot be imported ({error})"
+    except Exception as error:
+        return f"its package cannot be used ({type(error).__name__}: {error})"
 
 
 def dtype_name(x: Array) -> str:

@@ -90,6 +90,12 @@ def as_target(
         )
     _check_values(y, name, dtype)
     xp = array_api_compat.array_namespace(y)
+    with backend_of(y).context():
+        _check_range(y, name, xp, loss, labels, n_outputs)
+        return to_backend(backend, y if y.ndim == 2 else y[:, None]), labels
+
+
+def _check_range(y: Any, name: str, xp: Any, loss: Loss, labels: bool, n_outputs: int) -> None:
     if labels and not xp.isdtype(y.dtype, "integral"):
         raise TypeError(
             f"{name} with one class label a row must hold integers 0 to {n_outputs - 1}, "
@@ -104,7 +110,6 @@ def as_target(
                 f"{name} for the loss {loss.name} must hold {kind} from {low:g} to {high:g}, "
                 f"got {smallest:g} to {largest:g}"
             )
-    return to_backend(backend, y if y.ndim == 2 else y[:, None]), labels
 
 
 def as_vector(backend: Backend, value: Any, name: str, dtype: str, n: int) -> Array:
@@ -138,14 +143,15 @@ def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: in
     xp = backend.xp
     if xp.isdtype(weight.dtype, "bool"):
         raise TypeError(f"{name} must hold numbers, got dtype bool")
-    smallest, largest = float(xp.min(weight)), float(xp.max(weight))
-    if smallest < 0 or largest == 0:
-        raise ValueError(
-            f"{name} must be >= 0 and not all 0, got values from {smallest:g} to {largest:g}"
-        )
-    cast = backend.empty((n_samples, 1), dtype)
-    backend.copy(weight[:, None], cast)
-    return cast
+    with backend.context():
+        smallest, largest = float(xp.min(weight)), float(xp.max(weight))
+        if smallest < 0 or largest == 0:
+            raise ValueError(
+                f"{name} must be >= 0 and not all 0, got values from {smallest:g} to {largest:g}"
+            )
+        cast = backend.empty((n_samples, 1), dtype)
+        backend.copy(weight[:, None], cast)
+        return cast
 
 
 def batch_rows(batch_size: Any, n_samples: int) -> int:
@@ -219,6 +225,15 @@ def like(value: Any, backend: Backend, result: Array) -> Any:
 def _real_array(value: Any, name: str) -> Any:
     if hasattr(value, "toarray"):
         raise TypeError(f"{name} must be a dense array, got sparse {type(value).__name__}")
+    if hasattr(value, "filled"):
+        raise TypeError(f"{name} must be a plain array, got {type(value).__name__}; fill it first")
+    if hasattr(value, "to_numpy"):  # a table or a column of one
+        value = value.to_numpy()
+        if str(value.dtype) == "object":  # columns of several kinds
+            try:
+                value = value.astype("float64")
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{name} must hold real numbers ({error})") from None
     if host().owns(value) or not array_api_compat.is_array_api_obj(value):
         try:
             value = host().from_host(value)
@@ -237,14 +252,12 @@ def _check_values(x: Any, name: str, dtype: str) -> None:
     if not xp.isdtype(x.dtype, "real floating"):
         return
     largest = float(host().xp.finfo(getattr(host().xp, dtype)).max)
+    wider = float(xp.finfo(x.dtype).max) > largest
     with backend_of(x).context():
         for part in blocks(x.shape[0], max(1, _CHECK_ELEMENTS // math.prod(x.shape[1:]))):
             rows = x[part, ...]
-            # NaN fails the comparison too.
-            if bool(xp.all(xp.abs(rows) <= largest)):
-                continue
-            if bool(xp.any(xp.isnan(rows))):
-                raise ValueError(f"{name} contains NaN")
-            if bool(xp.any(xp.isinf(rows))):
-                raise ValueError(f"{name} contains infinity")
-            raise ValueError(f"{name} contains a value too large for {dtype}")
+            if not bool(xp.all(xp.isfinite(rows))):
+                what = "NaN" if bool(xp.any(xp.isnan(rows))) else "infinity"
+                raise ValueError(f"{name} contains {what}, expected finite numbers")
+            if wider and not bool(xp.all(xp.abs(rows) <= largest)):
+                raise ValueError(f"{name} contains a value too large for {dtype}")

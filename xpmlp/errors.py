@@ -40,7 +40,7 @@ def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueErr
 
 def check_flag(argument: str, value: Any) -> None:
     """Raise TypeError unless `value` is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
         raise TypeError(f"{argument} must be True or False, got {value!r}")
 
 
@@ -71,7 +71,10 @@ def check_number(
     expected = f"{argument} must be {kind}" + (f" {' and '.join(bounds)}" if bounds else "")
     if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise TypeError(f"{expected}, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     below = number <= minimum if open_minimum else number < minimum
     above = number >= maximum if open_maximum else number > maximum
     if not math.isfinite(number) or below or above:

@@ -48,6 +48,8 @@ class Dense:
     def __post_init__(self) -> None:
         check_number("units", self.units, minimum=1, integer=True)
         check_flag("bias", self.bias)
+        object.__setattr__(self, "units", int(self.units))
+        object.__setattr__(self, "bias", bool(self.bias))
         activation = resolve("activation", self.activation, ACTIVATIONS, Activation)
         chosen = activation.default_init if self.init is None else self.init
         init: Any = resolve("init", chosen, INITIALIZERS, Initializer)
@@ -80,6 +82,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         check_number("rate", self.rate, minimum=0, maximum=1, open_maximum=True)
+        object.__setattr__(self, "rate", float(self.rate))
 
     def __str__(self) -> str:
         return f"Dropout({self.rate:g})"

@@ -116,6 +116,8 @@ class Network:
         self.layers = _check_layers(layers)
         self.seed = check_seed(seed)
         check_flag("fallback", fallback)
+        if not (backend is None or isinstance(backend, str) or hasattr(backend, "elementwise")):
+            raise TypeError(f"backend must be a name, an adapter or None, got {backend!r}")
         if backend is None or isinstance(backend, str):
             self.backend = get_backend(device, backend, fallback)
         elif device in ("auto", backend.device):
@@ -145,7 +147,8 @@ class Network:
     @parameters.setter
     def parameters(self, values: Any) -> None:
         given = as_vector(self.backend, values, "parameters", self.dtype, self.n_parameters)
-        self.backend.copy(given, self._parameters)
+        with self.backend.context():
+            self.backend.copy(given, self._parameters)
 
     @property
     def dtype(self) -> str:
@@ -352,7 +355,7 @@ class Network:
         copied = Network(
             self.n_features, self.layers, backend=self.backend, dtype=self.dtype, seed=self.seed
         )
-        self.backend.copy(self.parameters, copied.parameters)
+        copied.parameters = self.parameters
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -377,7 +380,7 @@ def _unpickle(
     n_features, layers, dtype, seed = built
     device, name = place
     network = Network(n_features, layers, device=device, backend=name, dtype=dtype, seed=seed)
-    network.backend.copy(network.backend.from_host(parameters), network.parameters)
+    network.parameters = parameters
     return network
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
+import array_api_compat
+
 from xpmlp import rules
 from xpmlp.backends import backend_of, dtype_name
 from xpmlp.errors import check_flag, check_number
@@ -76,7 +78,7 @@ class Optimizer:
         check_number("weight_decay", self.weight_decay, minimum=0)
 
     def init(
-        self, theta: Array, n_decayed: int | None = None, backend: Backend | None = None
+        self, theta: Any, n_decayed: int | None = None, backend: Backend | None = None
     ) -> OptimizerState:
         """The state before the first update.
 
@@ -89,13 +91,17 @@ class Optimizer:
         backend : Backend, optional
             Default: the adapter for theta's library and device.
         """
+        if not _is_array(theta) or theta.ndim != 1:
+            raise TypeError(f"theta must be a 1-D array, got {theta!r}")
+        if dtype_name(theta) not in ("float32", "float64"):
+            raise TypeError(f"theta must be of float32 or float64, got {dtype_name(theta)}")
         backend = backend or backend_of(theta)
         slots = {slot: backend.zeros(theta.shape, dtype_name(theta)) for slot in self.slots()}
         decayed = theta.shape[0] if n_decayed is None else n_decayed
         tiny = float(backend.xp.finfo(theta.dtype).smallest_normal)
         return OptimizerState(0, slots, backend, decayed, tiny)
 
-    def update(self, theta: Array, grad: Array, state: OptimizerState) -> None:
+    def update(self, theta: Array, grad: Any, state: OptimizerState) -> None:
         """One step, in place on `theta` and `state`.
 
         Parameters
@@ -107,11 +113,29 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If the shapes differ, or a schedule returns a negative or non-finite rate.
+            If shapes or dtypes differ, or a schedule returns a negative or non-finite rate.
+        TypeError
+            If the state is not of this optimizer.
         """
-        if grad.shape != theta.shape:
-            raise ValueError(f"grad must have the shape of theta, {theta.shape}, got {grad.shape}")
+        if not _is_array(grad):
+            raise TypeError(f"grad must be an array like theta, got {grad!r}")
+        if tuple(grad.shape) != tuple(theta.shape):
+            raise ValueError(
+                f"grad must have the shape of theta, {tuple(theta.shape)}, got {tuple(grad.shape)}"
+            )
+        if grad.dtype != theta.dtype:
+            raise TypeError(
+                f"grad must have the dtype of theta, {dtype_name(theta)}, got {dtype_name(grad)}"
+            )
+        if not isinstance(state, OptimizerState) or tuple(state.slots) != self.slots():
+            raise TypeError(f"state must come from init of this optimizer, got {state!r}")
+        if any(slot.shape != theta.shape for slot in state.slots.values()):
+            raise ValueError(f"state must be of a theta of shape {tuple(theta.shape)}")
         rate = self.rate(state.step)
+        with state.backend.context():
+            self._update(rate, theta, grad, state)
+
+    def _update(self, rate: float, theta: Array, grad: Array, state: OptimizerState) -> None:
         state.step += 1
         elementwise = state.backend.elementwise
         if self.weight_decay:
@@ -442,6 +466,10 @@ class AdaMax(_AdamBase):
     def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
         b1 = float(self.beta_1)
         return rate / (1.0 - b1**state.step), b1, 1.0 - b1, float(self.beta_2), float(self.epsilon)
+
+
+def _is_array(x: Any) -> bool:
+    return bool(array_api_compat.is_array_api_obj(x))
 
 
 OPTIMIZERS: dict[str, type[Any]] = {

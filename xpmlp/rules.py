@@ -83,8 +83,10 @@ def gelu_tanh(xp: X, z: V) -> V:
 
 
 def gelu_tanh_backward(xp: X, z: V, d: V) -> V:
-    t = xp.tanh(0.7978845608028654 * (z + 0.044715 * z * z * z))
-    inner = 0.7978845608028654 * (1.0 + 0.134145 * z * z)  # 0.134145 = 3 * 0.044715
+    # Beyond 1e4 the slope is 0 or 1; the bound keeps powers of z from overflowing.
+    b = xp.maximum(xp.minimum(z, 1e4), -1e4)
+    t = xp.tanh(0.7978845608028654 * (b + 0.044715 * b * b * b))
+    inner = 0.7978845608028654 * (1.0 + 0.134145 * b * b)  # 0.134145 = 3 * 0.044715
     return d * (0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * inner)
 
 
@@ -252,6 +254,11 @@ def add_l1_gradient(xp: X, g: V, w: V, l1: V) -> V:
 
 def magnitude(xp: X, x: V) -> V:
     return xp.abs(x)
+
+
+def gate(xp: X, g: V, alive: V) -> V:
+    # NaN is not greater than zero either.
+    return xp.where(alive > 0.0, g, 0.0)
 
 
 def clip(xp: X, g: V, limit: V) -> V:

@@ -88,6 +88,7 @@ class TrainingStep:
         backend, policy = network.backend, network.policy
         self.grad = backend.zeros((network.n_parameters,), policy.parameter)
         self.factor = backend.empty((), policy.parameter)
+        self.alive: Array | None = None
         self.state = optimizer.init(network.parameters, network.n_weights, backend)
         self.objectives = Objectives(
             network,
@@ -106,10 +107,25 @@ class TrainingStep:
         self.data.stage(indices, self.objective)
         return self.objective.forward(epoch, batch)
 
+    def guard(self, value: Array) -> None:
+        """Take no more gradients from the first non-finite objective on, without reading it."""
+        backend = self.network.backend
+        if self.alive is None:
+            self.alive = backend.zeros((1,), self.network.policy.parameter) + 1.0
+        finite = rules.gate(backend.functions, self.alive, value - value + 1.0)
+        backend.copy(finite, self.alive)
+
+    def total_of_parameters(self) -> float:
+        """The sum of all parameters, which is finite if all of them are."""
+        backend = self.network.backend
+        return backend.read(backend.total(self.network.parameters, self.network.policy.accumulate))
+
     def backward(self) -> None:
         """The gradient of that objective, and the update of the parameters."""
         backend, grad = self.network.backend, self.grad
         self.objective.backward()
+        if self.alive is not None:
+            backend.elementwise(rules.gate)((grad,), grad, self.alive)
         if self.clip_value is not None:
             backend.elementwise(rules.clip)((grad,), grad, float(self.clip_value))
         if self.clip_norm is not None:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from warnings import warn
 
@@ -67,6 +67,8 @@ def fit(
     validation : (X, y) or (X, y, sample_weight), optional
         Data for ``val_loss``, without penalties and dropout, and for the metrics.
     sample_weight : array-like of shape (n_samples,), optional
+        The mean over a batch becomes ``sum w loss / sum w``: what counts are the weights within a
+        batch, and none in batches of one row.
     alpha, l1 : float, default 0.0
         Penalties ``alpha/2 sum W**2`` and ``l1 sum |W|`` in the objective; biases are free.
     clip_norm : float, optional
@@ -88,14 +90,16 @@ def fit(
     Returns
     -------
     History
-        ``loss`` is the mean of the batches' objectives during the epoch.
+        ``loss`` is the mean of the batches' objectives during the epoch, by their rows.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is wrong; nothing has been changed then.
     NonFiniteLossError
-        As soon as the loss is NaN or infinite.
+        As soon as the loss is NaN or infinite, or at the end of an epoch whose last update made
+        parameters so. On a device whose results come later it is raised at the end of the epoch,
+        and from the first such loss on nothing is learnt from gradients.
 
     Warns
     -----
@@ -113,7 +117,8 @@ def fit(
         if limit is not None:
             check_number(name, limit, minimum=0, open_minimum=True)
     check_flag("shuffle", shuffle)
-    check_number("verbose", verbose, minimum=0, maximum=1, integer=True)
+    if not isinstance(verbose, bool):
+        check_number("verbose", verbose, minimum=0, maximum=1, integer=True)
     for name, value in (("callbacks", callbacks), ("metrics", metrics)):
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name} must be a list or tuple, got {value!r}")
@@ -122,13 +127,16 @@ def fit(
             raise TypeError(f"callbacks must hold instances of Callback, got {callback!r}")
     scores = [get_metric(metric) for metric in metrics]
     for score in scores:
-        if [other.name for other in scores].count(score.name) > 1:
-            raise ValueError(f"metrics must have different names, got {score.name!r} twice")
+        if ["loss", *(other.name for other in scores)].count(score.name) > 1:
+            raise ValueError(f"metrics must have names of their own, got {score.name!r} twice")
     data = Dataset(network, X, y, sample_weight, chosen_loss)
     held_out = None
     if validation is not None:
         if not isinstance(validation, tuple) or len(validation) not in (2, 3):
-            raise TypeError("validation must be a tuple (X, y) or (X, y, sample_weight)")
+            raise TypeError(
+                "validation must be a tuple (X, y) or (X, y, sample_weight), "
+                f"got {type(validation).__name__}"
+            )
         weight = validation[2] if len(validation) == 3 else None
         held_out = Dataset(
             network, validation[0], validation[1], weight, chosen_loss, "validation "
@@ -202,9 +210,10 @@ class Run:
 
     def train(self, callbacks: list[Callback]) -> None:
         """Run all epochs, or until a stop, an interrupt or a non-finite loss."""
-        for callback in callbacks:
-            callback.on_start(self)
-        try:
+        with ExitStack() as ends:
+            for callback in callbacks:
+                callback.on_start(self)
+                ends.callback(callback.on_end, self)
             with _interruptible(self):
                 for epoch in range(self.epochs):
                     self.epoch = epoch
@@ -213,9 +222,6 @@ class Run:
                         callback.on_epoch(self)
                     if self.history.stopped:
                         break
-        finally:
-            for callback in callbacks:
-                callback.on_end(self)
 
     def _train_epoch(self, callbacks: list[Callback]) -> None:
         rows = []
@@ -223,7 +229,9 @@ class Run:
             self.batch, self.batch_rows = batch, indices.shape[0]
             rows.append(self.batch_rows)
             self._losses[batch] = self._step.forward(indices, self.epoch, batch)
-            if self.network.backend.immediate and not math.isfinite(self.batch_loss):
+            if not self.network.backend.immediate:
+                self._step.guard(self._losses[batch])
+            elif not math.isfinite(self.batch_loss):
                 self._fail(batch, self.batch_loss)
             self._step.backward()
             for callback in callbacks:
@@ -232,12 +240,20 @@ class Run:
                 break
         losses = self.network.backend.to_host(self._losses).tolist()[: len(rows)]
         for batch, value in enumerate(losses):
-            if not math.isfinite(value):
+            if not math.isfinite(value):  # on a device whose results come later
+                again = list(self._batches.epoch(self.epoch))[batch]
+                self._step.forward(again, self.epoch, batch)
                 self._fail(batch, value)
+        if not math.isfinite(self._step.total_of_parameters()):
+            self._fail(len(rows) - 1, losses[-1], "the last update made parameters non-finite")
         weighted = (value * n for value, n in zip(losses, rows, strict=True))
         values = {"loss": sum(weighted) / sum(rows)}
         if self._held_out:
             values["val_loss"] = self._held_out.loss()
+            if not math.isfinite(values["val_loss"]):
+                raise NonFiniteLossError(
+                    f"val_loss became {values['val_loss']} in epoch {self.epoch + 1}"
+                )
         if self._scores:
             scored = self._held_out or self._data
             y_pred = self.network.backend.to_host(self.network.output(scored.x))
@@ -247,21 +263,22 @@ class Run:
                 values[self._prefix + score.name] = value
         self.history.append(values)
 
-    def _fail(self, batch: int, value: float) -> None:
+    def _fail(self, batch: int, value: float, where: str = "") -> None:
         raise NonFiniteLossError(
             f"the loss became {value} in epoch {self.epoch + 1}, batch {batch + 1} of "
-            f"{self.n_batches}; {self._step.first_non_finite()}. Lower the learning rate, clip "
-            "the gradient (clip_norm) or scale the inputs"
+            f"{self.n_batches}; {where or self._step.first_non_finite()}. Lower the learning "
+            "rate, clip the gradient (clip_norm) or scale the inputs"
         )
 
 
 @contextmanager
 def _interruptible(run: Run) -> Iterator[None]:
     """Turn the first Ctrl-C into a stop after the current step; the second is as usual."""
-    if threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or previous in (None, signal.SIG_IGN):  # not ours to change
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
     interrupted = False
 
     def note(signum: int, frame: Any) -> None:

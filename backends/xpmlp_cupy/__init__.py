@@ -69,6 +69,14 @@ class CupyBackend(ReferenceBackend):
     def synchronize(self) -> None:
         self.xp_device.synchronize()
 
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self.context():
+            return super().empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self.context():
+            return super().zeros(shape, dtype)
+
     def owns(self, x: object) -> bool:
         return isinstance(x, self.cupy.ndarray) and x.device.id == self.index
 
@@ -116,4 +124,11 @@ def _unavailable() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy {cupy.__version__} finds no usable GPU ({error})"
-    return None if count else f"CuPy {cupy.__version__} finds no GPU"
+    if not count:
+        return f"CuPy {cupy.__version__} finds no GPU"
+    try:  # a product and a compiled kernel need libraries that a driver does not bring
+        float((cupy.ones((2, 2)) @ cupy.ones((2, 2)) + 1.0).sum())
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        return f"CuPy {cupy.__version__} cannot compute on the GPU ({what})"
+    return None
