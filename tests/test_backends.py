@@ -1,7 +1,9 @@
 """Finding an adapter: devices, fallback, reasons, entry points, transfers."""
 
+import copy
 import sys
 import types
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 
 import array_api_compat.numpy
@@ -11,7 +13,9 @@ import pytest
 import xpmlp.backends as backends
 from xpmlp import BackendUnavailableError, DeviceFallbackWarning, Network, available_backends
 from xpmlp.backends import ReferenceBackend, backend_of, get_backend
-from xpmlp.layers import Dense
+from xpmlp.callbacks import EarlyStopping
+from xpmlp.layers import Dense, Dropout
+from xpmlp.training import fit
 
 no_gpu = pytest.mark.skipif(
     available_backends()["cupy"] == "usable", reason="describes a machine without a GPU"
@@ -166,6 +170,75 @@ def test_a_broken_entry_point_is_reported_and_harms_nobody(fresh_lookup):
     install(fresh_lookup, "no_such_module:Adapter")
     assert "no_such_module" in available_backends()["third"]
     assert get_backend("cpu").name == "numpy"
+
+
+def test_an_entry_point_without_its_class_harms_nobody(fresh_lookup):
+    install(fresh_lookup, "third_party_adapter:Missing")
+    assert "AttributeError" in available_backends()["third"]
+    assert get_backend("cpu").name == "numpy"
+    with pytest.raises(ValueError, match="device='abacus' is not known"):
+        get_backend("abacus")
+
+
+def test_the_cpu_is_found_without_asking_cupy(fresh_lookup):
+    import xpmlp_cupy
+
+    def asked():
+        raise AssertionError("CuPy was asked")
+
+    fresh_lookup.setattr(xpmlp_cupy, "_unavailable", asked)
+    assert get_backend("cpu").name == "numpy"
+
+
+class Entered(type(get_backend("cpu"))):
+    """Refuses to allocate, copy or compute outside of its context, as a second GPU would."""
+
+    depth = 0
+
+    def context(self):
+        @contextmanager
+        def entered():
+            self.depth += 1
+            with np.errstate(all="ignore"):
+                yield
+            self.depth -= 1
+
+        return entered()
+
+    def elementwise(self, rule):
+        kernel = super().elementwise(rule)
+
+        def inside(*arguments):
+            assert self.depth
+            kernel(*arguments)
+
+        return inside
+
+
+def guarded(name):
+    def call(self, *arguments):
+        assert self.depth, name
+        return getattr(super(Entered, self), name)(*arguments)
+
+    return call
+
+
+for _name in ("empty", "zeros", "copy", "matmul", "sum_columns", "total", "take_rows"):
+    setattr(Entered, _name, guarded(_name))
+
+
+def test_every_primitive_runs_in_the_context_of_its_device():
+    backend = Entered()
+    network = Network(2, [Dense(3, "relu"), Dropout(0.1), Dense(3, "softmax")], backend=backend)
+    X, y = np.ones((7, 2)), np.arange(7) % 3
+    network.parameters = np.ones(network.n_parameters)
+    network.loss_and_grad(X, y, "log_loss", alpha=0.1, l1=0.1, sample_weight=np.ones(7))
+    options = {"clip_norm": 1.0, "batch_size": 3, "sample_weight": np.ones(7), "epochs": 2}
+    callbacks = [EarlyStopping(patience=1)]
+    fit(network, X, y, loss="log_loss", validation=(X, y), callbacks=callbacks, **options)
+    copy.deepcopy(network).predict(X)
+    network.forward(X)
+    network.trace(X)
 
 
 def test_an_unknown_library_gets_the_reference_adapter(backend):

@@ -213,6 +213,12 @@ def test_fallback_is_one_line(capsys):
         (["train", "iris", "--patience", "2"], "--patience needs held-out rows"),
         (["train", "iris", "--device", "gpu"], "device='gpu' is not known"),
         (["train", "iris", "--backend", "nump"], "Did you mean 'numpy'"),
+        (["train", "iris", "--test-size", "0.999"], "--test-size=0.999 of 150 rows leaves none"),
+        (["train", "iris", "--seed", "-1"], "--seed must be a whole number >= 0, got -1"),
+        (["train", "iris", "--hidden", "", "--activation", "reelu"], "Did you mean 'relu'"),
+        (["train", "iris", "--out", "."], "File '.' is a directory"),
+        (["train", "iris", "--out", "a", "--plot", "a"], "--plot=a: the ending must be one of png"),
+        (["train", "iris", "--out", "a.png", "--plot", "a.png"], "must be different files"),
         (["train", "iris", "--out", "no/m"], "--out=no/m: the folder no does not exist"),
         (["train", "iris", "--loss", "poisson", "--task", "regression"], "column 'target'"),
         (["predict", "none", "iris"], "none: No such file or directory"),
@@ -237,6 +243,10 @@ def test_user_errors_are_one_line_and_exit_2(capsys, arguments, message):
             "a,b\n1,2\nnan,3\n",
             "column 'a' of d.csv must hold finite numbers, got nan in data row 2",
         ),
+        ("a,b\n1_000,2\n3,4\n", "column 'a' of d.csv must hold numbers, got '1_000' in data row 1"),
+        ("a,b\n1\0,2\n", "d.csv"),
+        ("a;b\n1;2\n", "columns are separated by commas, got one column 'a;b'"),
+        ("a,b\n1,x\n2,\n3,y\n", "target column 'b' of d.csv has no value in data row 2"),
         ("a,b\n1,x\n2,x\n3,x\n", "target column 'b' of d.csv has only one class, 'x'"),
         ("b\n1\n2\n", "has no column besides the target"),
         ('a,b\n"1,2\n', "cannot be read as CSV"),
@@ -258,6 +268,63 @@ def test_csv_without_a_header(capsys):
     Path("d.csv").write_text("".join(f"{i},{i / 7},{i % 2}\n" for i in range(20)))
     assert run("train", "d.csv", *FAST) == 0
     assert "target 'column2' (2 classes)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["d.npy", "d.npz"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{'descr':", b"x" * 99]
+)
+def test_damaged_numpy_files(capsys, name, content):
+    Path(name).write_bytes(content)
+    assert "cannot be read as a NumPy file" in refused(capsys, "train", name)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"X": np.ones((4, 2), complex), "y": np.ones(4)}, "X must hold real numbers"),
+        ({"X": np.ones(()), "y": np.ones(4)}, "X must have rows and columns"),
+        ({"X": np.ones((0, 2)), "y": np.ones(0)}, "X must have rows and columns"),
+        ({"X": np.ones((4, 2)), "y": np.ones(3)}, "y must have shape (4,), got (3,)"),
+        ({"a": np.ones((4, 2))}, "must hold an array named X"),
+    ],
+)
+def test_numpy_files_that_do_not_suit(capsys, arrays, message):
+    np.savez("d.npz", **arrays)
+    assert message in refused(capsys, "train", "d.npz")
+
+
+def test_uint8_files_are_trained_in_float64(capsys):
+    np.savez("d.npz", X=np.arange(40, dtype="uint8").reshape(20, 2), y=np.arange(20) % 2)
+    assert run("train", "d.npz", *FAST) == 0
+    assert "parameters of float64" in capsys.readouterr().out
+
+
+def test_columns_can_be_dropped(capsys):
+    write_csv("flowers.csv", [[*row, f"id{i}"] for i, row in enumerate(flowers())])
+    options = ["--target", "kind", "--drop", "noise,id0"]
+    assert run("train", "flowers.csv", *options, *FAST, "--out", "m") == 0
+    assert Pipeline.load("m", "cpu").features == ["size"]
+    capsys.readouterr()
+    assert "Did you mean 'noise'" in refused(capsys, "train", "flowers.csv", "--drop", "nois")[:400]
+
+
+def test_a_dash_is_standard_output(capsys):
+    assert run("train", "iris", *FAST, "--out", "m") == 0
+    capsys.readouterr()
+    assert run("predict", "m", "iris", "--out", "-") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 151
+    assert not Path("-").exists()
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "xpmlp", "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.startswith("xpmlp, version")
 
 
 def test_pickles_are_not_loaded(capsys):

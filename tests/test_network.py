@@ -119,6 +119,37 @@ def test_layouts_of_the_input_do_not_matter(backend):
         np.testing.assert_allclose(network.predict(same), expected, rtol=1e-14)
 
 
+def test_bias_gradients_of_many_rows_are_accurate(backend):
+    network = Network(1, [Dense(4)], backend=backend, dtype="float32")
+    network.parameters = np.zeros(8)
+    rows = 200_000
+    ones = np.ones((rows, 1), "float32")
+    gradient = network.loss_and_grad(ones, -np.ones((rows, 4), "float32"), "squared_error")[1]
+    np.testing.assert_allclose(backend.to_host(gradient.biases[0]), 1.0, rtol=1e-2)
+    if backend.name == "numpy":
+        np.testing.assert_allclose(gradient.biases[0], 1.0, rtol=1e-4)
+
+
+class Columns:
+    """A table of columns of several kinds, as pandas hands it out."""
+
+    def to_numpy(self):
+        return np.array([[1.5, True, 3]] * 5, dtype=object)
+
+
+def test_tables_of_several_kinds_of_numbers_are_taken(backend):
+    network = make(backend)
+    expected = network.predict(np.array([[1.5, 1.0, 3.0]] * 5))
+    np.testing.assert_array_equal(network.predict(Columns()), expected)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Dense(np.int64(4), bias=np.True_) == Dense(4)
+    assert Dropout(np.float64(0.5)) == Dropout(0.5)
+    wide = Network(3, [Dense(np.uint8(200)), Dense(np.uint8(200))], device="cpu")
+    assert wide.n_parameters == 600 + 40000 + 400
+
+
 def test_gradients_of_two_calls_do_not_share_memory(backend):
     network = make(backend)
     first = network.loss_and_grad(X, X[:, :2], "squared_error")[1]
@@ -157,6 +188,7 @@ def test_summary_lists_layers_shapes_and_bytes(backend):
         ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number"),
         ({"device": "gpu"}, ValueError, "device='gpu'"),
+        ({"backend": 5}, TypeError, "backend must be a name, an adapter or None, got 5"),
         ({"device": 0}, TypeError, "device must be a string"),
         ({"backend": "nump"}, ValueError, "Did you mean 'numpy'"),
     ],
@@ -171,6 +203,7 @@ def test_bad_arguments_of_a_network(arguments, error, message):
     [
         (lambda: Dense(0), ValueError, "units must be a whole number >= 1, got 0"),
         (lambda: Dense(2.5), TypeError, "units must be a whole number"),
+        (lambda: Dense(10**400), ValueError, "units must be a whole number"),
         (lambda: Dense(True), TypeError, "units must be a whole number"),
         (
             lambda: Dense(2, "rellu"),
@@ -204,7 +237,10 @@ BAD_X = [
     (np.ones((2, 3, 1)), ValueError, "X must be 2-D"),
     (np.float64(3), ValueError, "X must be 2-D"),
     (np.full((2, 3), np.nan), ValueError, "X contains NaN"),
-    (np.full((2, 3), -np.inf), ValueError, "X contains infinity"),
+    (np.full((2, 3), -np.inf), ValueError, "X contains infinity, expected finite numbers"),
+    (np.full((2, 3), np.inf, "float32"), ValueError, "X contains infinity"),
+    (np.full((2, 3), np.nan, "float32"), ValueError, "X contains NaN"),
+    (np.ma.array(np.ones((2, 3)), mask=True), TypeError, "X must be a plain array"),
     (np.ones((2, 3), dtype=complex), TypeError, "X must hold real numbers, got dtype complex128"),
     (np.array([["a", "b", "c"]]), TypeError, "X must hold real numbers"),
     (np.array([[1, 2, None]]), TypeError, "X must hold real numbers, got dtype object"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import xpmlp
 from xpmlp import Dense, Dropout, ModelFileError, Network
@@ -92,6 +93,55 @@ def test_a_broken_network_is_not_saved(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_links_are_followed_and_pipes_are_written_to(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_an_interrupt_leaves_no_half_a_file(tmp_path, monkeypatch):
+    def interrupted(fd):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "m", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_wrong_device_is_no_fault_of_the_file(tmp_path):
+    xpmlp.save(make(), tmp_path / "m")
+    with pytest.raises(ValueError, match="device='gpu' is not known"):
+        xpmlp.load(tmp_path / "m", device="gpu")
+
+
+def test_numpy_numbers_in_layers_are_saved(tmp_path):
+    network = Network(3, [Dense(2, ELU(np.float32(0.5)))], device="cpu")
+    xpmlp.save(network, tmp_path / "m")
+    assert xpmlp.load(tmp_path / "m", "cpu").layers[0].activation.alpha == 0.5
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    xpmlp.save(make(), tmp_path / "m")
+    tensors = load_file(tmp_path / "m")
+    tensors["parameters"][0] = np.nan
+    with safe_open(tmp_path / "m", framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(tensors, tmp_path / "m", metadata)
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        xpmlp.load(tmp_path / "m")
+
+
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_model(tmp_path / "none")
@@ -99,7 +149,6 @@ def test_a_missing_file_is_an_os_error(tmp_path):
 
 def rewrite(path, change):
     """Change the description of a written file."""
-    from safetensors import safe_open
     from safetensors.numpy import save
 
     with safe_open(path, framework="numpy") as file:
@@ -128,6 +177,19 @@ def put(key, value):
         put("layers", 3),
         put("n_features", 4),
         put("n_features", "3"),
+        put("n_features", 10**400),
+        put(
+            "layers",
+            [
+                {
+                    "type": "Dense",
+                    "units": 10**12,
+                    "activation": {"name": "relu"},
+                    "bias": True,
+                    "init": {"name": "zeros"},
+                }
+            ],
+        ),
         put("dtype", "float32"),
         put("dtype", "object"),
         lambda d: d["layers"][0]["activation"].update(name="__import__"),

@@ -18,6 +18,7 @@ from xpmlp import (
     NonFiniteLossError,
     TrainingInterruptedWarning,
     fit,
+    get_backend,
 )
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
@@ -294,6 +295,58 @@ def test_the_first_non_finite_layer_is_found(backend):
     np.testing.assert_array_equal(parameters(network), before)
 
 
+def test_parameters_that_the_last_update_breaks_are_noticed(backend):
+    network = make(backend, dtype="float32")
+    with pytest.raises(NonFiniteLossError, match="the last update made parameters non-finite"):
+        train(network, y=Y * 1e10, epochs=1, batch_size=None, optimizer=SGD(1e35))
+
+
+class LateBackend(type(get_backend("cpu"))):
+    """An adapter whose results are only read at the end of an epoch."""
+
+    immediate = False
+
+
+def test_without_reading_every_loss_nothing_is_learnt_from_a_broken_one():
+    network = make(LateBackend(), Dense(4, "tanh"), Dense(4, "exp"))
+    network.weights[1][...] *= 2000
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, batch 1 of 7.*output of layers\[1\]"):
+        train(network)
+    assert np.isfinite(network.parameters).all()
+
+
+def test_without_reading_every_loss_a_run_is_the_same():
+    ends = []
+    for backend in (get_backend("cpu"), LateBackend()):
+        network = make(backend, Dense(8, "relu"), Dropout(0.2))
+        ends.append((train(network, validation=(X, Y)).to_dict(), parameters(network)))
+    assert ends[0][0] == ends[1][0]
+    np.testing.assert_array_equal(ends[0][1], ends[1][1])
+
+
+def test_every_callback_that_was_started_is_ended(backend):
+    class Broken(Callback):
+        def on_end(self, run):
+            raise RuntimeError("broken")
+
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match="broken"):
+        train(make(backend), epochs=1, callbacks=[recorder, Broken()])
+    assert recorder.calls[-1] == "end"
+
+
+def test_an_ignored_interrupt_stays_ignored(backend):
+    class Interrupt(Callback):
+        def on_batch(self, run):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train(make(backend), callbacks=[Interrupt()]).stopped is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_clipping_limits_the_gradient(backend):
     network = make(backend)
     before = parameters(network)
@@ -381,7 +434,7 @@ def test_uint8_data_equals_its_floats(backend):
         ({"verbose": 2}, ValueError, "verbose must be a whole number >= 0 and <= 1, got 2"),
         ({"shuffle": 1}, TypeError, "shuffle must be True or False, got 1"),
         ({"metrics": "r2"}, TypeError, "metrics must be a list or tuple, got 'r2'"),
-        ({"metrics": ["r2", "r2"]}, ValueError, "different names, got 'r2' twice"),
+        ({"metrics": ["r2", "r2"]}, ValueError, "names of their own, got 'r2' twice"),
         ({"metrics": ["accuracy"]}, ValueError, "accuracy needs class labels"),
         ({"callbacks": EarlyStopping()}, TypeError, "callbacks must be a list"),
         ({"callbacks": [EarlyStopping("r2")]}, ValueError, "monitor='r2' is not known"),
@@ -418,7 +471,7 @@ def test_the_progress_bar_shows_only_on_a_terminal(capfd, monkeypatch):
         assert part in shown
 
 
-def allocated_by_a_step(n_rows, width):
+def allocated_by_a_step(n_rows, width, order="C"):
     """Peak bytes that NumPy and Python allocate in a step, after a first one."""
     peaks = []
 
@@ -431,7 +484,7 @@ def allocated_by_a_step(n_rows, width):
 
     layers = [Dense(width, "relu"), Dropout(0.1), Dense(width, "gelu"), Dense(10, "softmax")]
     network = Network(20, layers, device="cpu", dtype="float32")
-    rows = np.zeros((3 * n_rows, 20), dtype="uint8")
+    rows = np.zeros((3 * n_rows, 20), dtype="uint8" if order == "C" else "float32", order=order)
     labels = np.zeros(3 * n_rows, dtype=int)
     options = {"alpha": 1e-4, "l1": 1e-5, "clip_norm": 1.0, "clip_value": 1.0}
     tracemalloc.start()
@@ -462,6 +515,8 @@ def test_a_step_allocates_nothing_in_proportion_to_batch_or_parameters(monkeypat
     assert allocated_by_a_step(128, 64) < bound
     assert allocated_by_a_step(4096, 64) < bound
     assert allocated_by_a_step(128, 512) < bound
+    assert 4 * bound < 4 * 3 * 8192 * 20  # the data
+    assert allocated_by_a_step(8192, 8, order="F") < bound
 
 
 def test_training_gives_no_floating_point_warnings(backend):

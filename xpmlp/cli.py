@@ -19,7 +19,7 @@ from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import available_backends, backend_class, get_backend
 from xpmlp.callbacks import EarlyStopping
 from xpmlp.datasets import Table, load_table
-from xpmlp.errors import BackendUnavailableError, NonFiniteLossError
+from xpmlp.errors import BackendUnavailableError, NonFiniteLossError, check_number
 from xpmlp.experiment import (
     encode_target,
     make_layers,
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except click.ClickException as error:
         code = _complain(error.format_message(), 2)
-    except (ValueError, TypeError, BackendUnavailableError, ImportError) as error:
+    except (ValueError, TypeError, BackendUnavailableError, ImportError, MemoryError) as error:
         code = _complain(str(error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,6 +145,9 @@ def train(data: str, **options: Any) -> None:
     """
     _check_output("--out", options["out"])
     _check_output("--plot", options["plot"], PICTURES)
+    if options["out"] and options["out"] == options["plot"]:
+        raise ValueError(f"--out and --plot must be different files, got {options['out']} twice")
+    check_number("--seed", options["seed"], minimum=0, integer=True)
     table = load_table(data)
     target = options["target"] or table.target or table.columns[-1]
     dropped = [name.strip() for name in (options["drop"] or "").split(",") if name.strip()]
@@ -240,14 +243,14 @@ def predict(model: str, data: str, out: str, device: str) -> None:
         _check_output("--out", out)
     pipeline = Pipeline.load(model, device)
     X = load_table(data).features(pipeline.features)
-    predicted = pipeline.predict(X)
+    output = pipeline.output(X)
+    predicted = pipeline.decode(output)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if pipeline.classes is None:
         writer.writerow([pipeline.target])
         writer.writerows([f"{value:.9g}"] for value in predicted)
     else:
-        output = pipeline.output(X)
         if output.shape[1] == 1:
             output = np.concatenate([1.0 - output, output], axis=1)
         writer.writerow([pipeline.target, *(f"p({name})" for name in pipeline.classes)])
@@ -321,6 +324,8 @@ def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) ->
     """Refuse, before any work is done, a file that could not be written at its end."""
     if not path:
         return
+    if Path(path).is_dir():
+        raise ValueError(f"{option}={path} is a folder, expected a file")
     folder = Path(path).parent
     if not folder.is_dir():
         raise ValueError(f"{option}={path}: the folder {folder} does not exist")

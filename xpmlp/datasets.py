@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,13 +55,12 @@ class Table:
             If a column is missing, or holds text, missing values, NaN or infinity.
         """
         if not names:
-            semicolons = len(self.columns) == 1 and ";" in self.columns[0]
-            hint = "; columns are separated by commas, not semicolons" if semicolons else ""
-            raise ValueError(f"{self.name} has no column besides the target{hint}")
+            raise ValueError(f"{self.name} has no column besides the target")
         for name in names:
             self._check_numbers(name)
-        dtype = np.result_type(np.float32, *(self.values[name].dtype for name in names))
-        return np.stack([self.values[name] for name in names], axis=1).astype(dtype)
+        single = all(self.values[name].dtype == np.float32 for name in names)
+        matrix = np.stack([self.values[name] for name in names], axis=1)
+        return matrix.astype(np.float32 if single else np.float64)
 
     def column(self, name: str) -> Any:
         """One column.
@@ -76,7 +77,7 @@ class Table:
     def _check_numbers(self, name: str) -> None:
         column = self.column(name)
         if column.dtype.kind not in "biuf":
-            row = next(i for i, text in enumerate(column) if _number(text) is None)
+            row = next((i for i, text in enumerate(column) if _number(text) is None), 0)
             what = repr(str(column[row])) if str(column[row]).strip() else "no value"
             raise ValueError(
                 f"column {name!r} of {self.name} must hold numbers, "
@@ -155,6 +156,8 @@ def _read_csv(path: Path) -> Table:
         names = [f"column{i}" for i in range(len(rows[0]))]
     else:
         names = [cell.strip() for cell in rows.pop(0)]
+    if len(names) == 1 and ";" in names[0]:
+        raise ValueError(f"{path}: columns are separated by commas, got one column {names[0]!r}")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ValueError(f"{path} has the column {doubled[0]!r} twice")
@@ -175,6 +178,8 @@ def _column(cells: tuple[str, ...]) -> Any:
 
 
 def _number(text: str) -> float | None:
+    if "_" in text:  # Python would take 1_000 for a number
+        return None
     try:
         return float(text)
     except ValueError:
@@ -196,7 +201,10 @@ def _read_npz(path: Path) -> Table:
     if isinstance(arrays, np.ndarray) or "X" not in arrays:
         given = "one array" if isinstance(arrays, np.ndarray) else ", ".join(arrays) or "none"
         raise ValueError(f"{path} must hold an array named X and, for training, y; got {given}")
-    X = arrays["X"].reshape(len(arrays["X"]), -1)
+    X = arrays["X"]
+    if X.ndim < 1 or X.size == 0:
+        raise ValueError(f"{path}: X must have rows and columns, got shape {X.shape}")
+    X = X.reshape(len(X), -1)
     names = [f"column{i}" for i in range(X.shape[1])]
     if "y" not in arrays:
         return Table(str(path), names, {name: X[:, i] for i, name in enumerate(names)})
@@ -206,8 +214,14 @@ def _read_npz(path: Path) -> Table:
 
 
 def _load(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a NumPy file ({error})") from None
+    with open(path, "rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            single = isinstance(loaded, np.ndarray)
+            arrays = {"array": loaded} if single else {name: loaded[name] for name in loaded}
+        except (ValueError, EOFError, OSError, MemoryError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} cannot be read as a NumPy file ({error})") from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufSU":
+            raise ValueError(f"{path}: {name} must hold real numbers or text, got {array.dtype}")
+    return arrays["array"] if single else arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
     labels = table.column(target)
     if task == "regression" or (task == "auto" and not is_class_target(labels)):
         return None, table.features([target])[:, 0].astype(float)
+    if labels.dtype.kind == "U" and (labels == "").any():
+        row = int(np.flatnonzero(labels == "")[0]) + 1
+        raise ValueError(f"target column {target!r} of {table.name} has no value in data row {row}")
     names, numbers = np.unique(labels, return_inverse=True)
     if names.dtype.kind == "f" and (names == np.floor(names)).all():
         names = names.astype(int)
@@ -44,6 +48,7 @@ def split_rows(n: int, test_size: float, validation: float, seed: int) -> dict[s
     """Row numbers for ``"train"``, ``"validation"`` and ``"test"``; the last two may be empty."""
     from sklearn.model_selection import train_test_split
 
+    check_number("seed of the split", seed, minimum=0, integer=True)
     rows = {"train": np.arange(n), "validation": np.arange(0), "test": np.arange(0)}
     for part, option, size in (
         ("test", "--test-size", test_size),
@@ -51,8 +56,11 @@ def split_rows(n: int, test_size: float, validation: float, seed: int) -> dict[s
     ):
         check_number(option, size, minimum=0, maximum=1, open_maximum=True)
         if size:
+            n_left = len(rows["train"])
+            if not 0 < math.ceil(size * n_left) < n_left:
+                raise ValueError(f"{option}={size:g} of {n_left} rows leaves none to train on")
             rows["train"], rows[part] = train_test_split(
-                rows["train"], test_size=size, random_state=seed
+                rows["train"], test_size=size, random_state=seed % 2**32
             )
     return rows
 
@@ -70,6 +78,8 @@ def make_layers(
     units = [_number("--hidden", text, int) for text in hidden.split(",") if text.strip()]
     activations = _one_each("--activation", activation, len(units))
     rates = _one_each("--dropout", dropout, len(units))
+    for name in activations or [activation]:
+        parse("activation", name, ACTIVATIONS)
     common: dict[str, Any] = {"bias": bias}
     if init:
         common["init"] = parse("init", init, INITIALIZERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,11 @@ class Pipeline:
         return self.network.predict(self.scale(X))
 
     def predict(self, X: Any) -> Any:
-        """The class number of each row, or the predicted value; shape ``(n,)``."""
-        output = self.output(X)
+        """:meth:`decode` of the :meth:`output` for unscaled features."""
+        return self.decode(self.output(X))
+
+    def decode(self, output: Any) -> Any:
+        """The class number of each row of an output, or the predicted value; shape ``(n,)``."""
         if self.classes is None:
             return output[:, 0] * self.target_scale + self.target_shift
         return decide(output, self.network.output_activation.name, n_targets=1)
@@ -84,10 +88,16 @@ class Pipeline:
         try:
             shift, factor = tensors["scaler.shift"], tensors["scaler.factor"]
             made = cls(network, shift=shift, factor=factor, **pipeline)
-            consistent = shift.shape == factor.shape == (n,) and len(made.features) == n
-            n_outputs = 1 if made.classes is None or len(made.classes) == 2 else len(made.classes)
-            consistent = consistent and n_outputs == network.n_outputs
-        except (KeyError, TypeError) as error:
+            n_classes = 0 if made.classes is None else len(made.classes)
+            numbers = [*shift.tolist(), *factor.tolist(), made.target_shift, made.target_scale]
+            consistent = (
+                shift.shape == factor.shape == (n,)
+                and len(made.features) == n
+                and n_classes != 1
+                and network.n_outputs == (1 if n_classes == 2 else max(1, n_classes))
+                and all(math.isfinite(number) for number in numbers)
+            )
+        except (KeyError, TypeError, OverflowError) as error:
             raise ModelFileError(f"{path} holds no pipeline ({error})") from error
         if not consistent:
             raise ModelFileError(f"{path} is damaged: its scaler or classes do not fit its network")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xpmlp.activations import ACTIVATIONS
+from xpmlp.backends import get_backend
 from xpmlp.errors import ModelFileError
 from xpmlp.initializers import INITIALIZERS
 from xpmlp.layers import Dense, Dropout, Layer
@@ -99,7 +100,7 @@ def write_model(
     }
     content = save(
         {"parameters": parameters, **tensors},
-        metadata={"xpmlp": json.dumps(described, allow_nan=False)},
+        metadata={"xpmlp": json.dumps(described, allow_nan=False, default=_plain)},
     )
     write_atomically(path, content)
 
@@ -118,6 +119,7 @@ def read_model(
     """
     from safetensors import SafetensorError, safe_open
 
+    backend = get_backend(device)
     with open(path, "rb"):
         pass  # an OSError that names the path, where there is one
     try:
@@ -130,48 +132,58 @@ def read_model(
                 f"{path} has format {description['format']!r}, this version reads {FORMAT}"
             )
         layers = [_build_layer(layer) for layer in description["layers"]]
+        n_features, dtype, seed = (description[key] for key in ("n_features", "dtype", "seed"))
         parameters = tensors.pop("parameters")
-        network = Network(
-            description["n_features"],
-            layers,
-            device=device,
-            dtype=description["dtype"],
-            seed=description["seed"],
-        )
-        if parameters.shape != (network.n_parameters,) or parameters.dtype != network.dtype:
+        expected = (_count(n_features, layers),)
+        if parameters.shape != expected or parameters.dtype != dtype:
             raise ModelFileError(
                 f"{path} holds {parameters.dtype} parameters of shape {parameters.shape}, its "
-                f"layers have {network.dtype} parameters of shape ({network.n_parameters},)"
+                f"layers have {dtype} parameters of shape {expected}"
             )
+        if not np.isfinite(parameters).all():
+            raise ModelFileError(f"{path} holds NaN or infinite parameters")
+        network = Network(n_features, layers, backend=backend, dtype=dtype, seed=seed)
     except ModelFileError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})") from (
             error
         )
-    network.backend.copy(network.backend.from_host(parameters), network.parameters)
+    network.parameters = parameters
     return network, tensors, description
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that at any moment `path` is either the old one or the new one, whole."""
-    path = Path(path)
+    """Write a file so that at any moment `path` is either the old one or the new one, whole.
+
+    A link is followed; what is no regular file, such as a pipe, is written to as it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except OSError as error:
-        os.unlink(name)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def _count(n_features: int, layers: list[Layer]) -> int:
+    """Parameters of a network, without building it."""
+    total, width = 0, n_features
+    for layer in layers:
+        if isinstance(layer, Dense):
+            total += (width + layer.bias) * layer.units
+            width = layer.units
+    return total
 
 
 def _describe_layer(layer: Layer) -> dict[str, Any]:
@@ -187,6 +199,11 @@ def _describe_layer(layer: Layer) -> dict[str, Any]:
         "bias": layer.bias,
         "init": describe(layer.init),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's."""
+    return value.item()
 
 
 def _build_layer(described: dict[str, Any]) -> Layer:
