@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,25 @@ def test_the_core_imports_no_array_library():
 def test_the_core_names_adapters_only_as_strings():
     for path in (ROOT / "xpmlp").glob("*.py"):
         assert not [name for name in imports_of(path) if name.startswith("xpmlp_")], path.name
+
+
+def test_imports_run_in_the_order_that_the_design_lists():
+    block = (ROOT / "docs/design.md").read_text().split("```")[1]
+    lines = [re.findall(r"(\w+)\.py", line) for line in block.splitlines()]
+    place = {name: number for number, names in enumerate(lines) for name in names}
+    modules = {path.stem for path in (ROOT / "xpmlp").glob("*.py")} - {"__init__", "__main__"}
+    assert set(place) == modules
+    for module in modules:
+        tree = ast.parse((ROOT / f"xpmlp/{module}.py").read_text())
+        checking = [node for node in tree.body if isinstance(node, ast.If)]  # TYPE_CHECKING
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("xpmlp"):
+                continue
+            if any(node in ast.walk(block) for block in checking):
+                continue
+            names = [alias.name for alias in node.names] if node.module == "xpmlp" else []
+            for name in [*names, *node.module.split(".")[1:]]:
+                assert place.get(name, -1) <= place[module], f"{module} imports {name}"
 
 
 def test_adapters_import_only_the_adapter_interface():
