@@ -159,12 +159,12 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
             run(outs, operands)
             return
         if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
-            outs = tuple(_nd(out).reshape(-1) for out in outs)
-            operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
-            shape = outs[0].shape
             if compiled and outs[0].size >= THRESHOLD:
                 _run_compiled(rule, outs, operands)
                 return
+            outs = tuple(_nd(out).reshape(-1) for out in outs)
+            operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
+            shape = outs[0].shape
         rows = max(1, BLOCK * shape[0] // outs[0].size)
         sliced = [
             not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
@@ -184,10 +184,17 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
 
 
 def _run_compiled(rule: Rule, outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
+    """The rule over contiguous arrays of one shape and numbers."""
     kind = outs[0].dtype.type
-    arrays = tuple(not _is_scalar(x) for x in operands)
-    values = (x if array else kind(x) for x, array in zip(operands, arrays, strict=True))
-    loop(rule, str(outs[0].dtype), arrays, len(outs))(*outs, *values)
+    places = {id(out): place for place, out in enumerate(outs)}
+    sources = tuple("number" if _is_scalar(x) else places.get(id(x), "array") for x in operands)
+    values = [
+        kind(x) if source == "number" else _nd(x).reshape(-1)
+        for x, source in zip(operands, sources, strict=True)
+        if not isinstance(source, int)
+    ]
+    run = loop(rule, str(outs[0].dtype), sources, len(outs))
+    run(*(_nd(out).reshape(-1) for out in outs), *values)
 
 
 def _is_scalar(x: Any) -> bool:

@@ -39,31 +39,38 @@ def compilable(rule: Rule) -> bool:
 
 
 @cache
-def loop(rule: Rule, dtype: str, arrays: tuple[bool, ...], n_outs: int) -> Callable[..., None]:
-    """``loop(*outs, *operands)`` over flat arrays.
+def loop(
+    rule: Rule, dtype: str, sources: tuple[int | str, ...], n_outs: int
+) -> Callable[..., None]:
+    """``loop(*outs, *operands)`` over flat arrays, without the operands that are outs.
 
     Parameters
     ----------
     rule : Rule
     dtype : str
         Of the arithmetic.
-    arrays : tuple of bool
-        Which operands are arrays; the others are numbers of that dtype.
+    sources : tuple
+        What each operand is: ``"array"``, ``"number"`` of that dtype, or the place of the out that
+        it is. A loop that reads and writes one array under two names would not be vectorised.
     n_outs : int
     """
     import numba
 
     outs = [f"out{i}" for i in range(n_outs)]
-    operands = [f"in{i}" for i in range(len(arrays))]
-    values = [f"{name}[i]" if array else name for name, array in zip(operands, arrays, strict=True)]
-    source = (
+    values = {"array": "in{}[i]", "number": "in{}"}
+    operands = [f"in{place}" for place, source in enumerate(sources) if source in values]
+    arguments = [
+        values[source].format(place) if isinstance(source, str) else f"out{source}[i]"
+        for place, source in enumerate(sources)
+    ]
+    code = (
         f"def run({', '.join(outs + operands)}):\n"
         f"    for i in range(out0.size):\n"
-        f"        {', '.join(f'{out}[i]' for out in outs)} = rule(xp, {', '.join(values)})\n"
+        f"        {', '.join(f'{out}[i]' for out in outs)} = rule(xp, {', '.join(arguments)})\n"
     )
     compiled = numba.njit(_with_literals(rule, np.dtype(dtype).type), error_model="numpy")
     scope: dict[str, Any] = {"rule": compiled, "xp": _functions()}
-    exec(source, scope)
+    exec(code, scope)
     run: Callable[..., None] = numba.njit(scope["run"], error_model="numpy")
     return run
 
