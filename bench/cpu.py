@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -97,7 +98,8 @@ def cpu(
         "missing": missing,
         "results": results,
     }
-    write(out / f"cpu-{dtype}.json", record)
+    without = "" if find_spec("numba") else "-without-numba"
+    write(out / f"cpu-{dtype}{without}.json", record)
     click.echo(report(record))
 
 
