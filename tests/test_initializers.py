@@ -231,7 +231,7 @@ def test_names_and_objects():
     for name, cls in INITIALIZERS.items():
         assert Dense(3, "relu", init=name).init == cls()
     assert Dense(3, init="Xavier").init == GlorotUniform()
-    assert Dense(3, init="he").init == HeNormal()
+    assert Dense(3, init="he").init == HeUniform()
     assert Dense(3, init=Normal(0.3)).init.std == 0.3
 
 

@@ -179,4 +179,9 @@ INITIALIZERS: dict[str, type[Initializer]] = {
         LeCunNormal, Orthogonal,
     )
 }  # fmt: skip
-INITIALIZERS |= {"glorot": GlorotUniform, "xavier": GlorotUniform, "he": HeNormal}
+INITIALIZERS |= {
+    "glorot": GlorotUniform,
+    "xavier": GlorotUniform,
+    "he": HeUniform,
+    "lecun": LeCunUniform,
+}
