@@ -81,9 +81,10 @@ class NumpyBackend(ReferenceBackend):
     def sum_columns(self, x: Array, out: Array) -> None:
         # A product with ones: fast, and more accurate than adding row by row.
         rows, dtype = x.shape[-2], str(x.dtype)
-        if rows > self._ones.get(dtype, np.empty(0)).shape[0]:
-            self._ones[dtype] = np.ones(rows, dtype)
-        np.matmul(self._ones[dtype][:rows], _nd(x), out=_nd(out))
+        ones = self._ones.get(dtype)
+        if ones is None or ones.size < rows:
+            ones = self._ones[dtype] = np.ones(rows, dtype)  # threads may do this twice
+        np.matmul(ones[:rows], _nd(x), out=_nd(out))
 
     def sum_rows(self, x: Array, out: Array) -> None:
         np.sum(_nd(x), axis=-1, keepdims=True, out=_nd(out))
