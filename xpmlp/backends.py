@@ -157,7 +157,10 @@ class ReferenceBackend(Backend):
         return cast(Array, self.xp.asarray(x, device=self.xp_device))
 
     def to_host(self, x: Array) -> Any:
-        return host().from_host(array_api_compat.to_device(x, "cpu"))
+        try:
+            return host().from_host(x)
+        except (RuntimeError, TypeError, ValueError):  # not in host memory
+            return host().from_host(array_api_compat.to_device(x, "cpu"))
 
     def read(self, x: Array) -> float:
         return float(cast(Any, x))
@@ -262,13 +265,15 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
             continue
         responsible = True
         reason = _why_not(candidate)
-        if reason is None and device == "auto":
-            return _open(candidate, adapter.devices()[0])
         if reason is None:
-            chosen = _match(device, adapter.devices())
-            if chosen is not None:
-                return _open(candidate, chosen)
-            reason = f"it has only {', '.join(adapter.devices())}"
+            try:
+                devices = adapter.devices()
+                chosen = devices[0] if device == "auto" else _match(device, devices)
+                if chosen is not None:
+                    return _open(candidate, chosen)
+                reason = f"it has only {', '.join(devices)}"
+            except Exception as error:  # whatever a driver or a third party's package raises
+                reason = f"{type(error).__name__}: {error}"
         reasons.append(f"{candidate}: {reason}")
     if not responsible and (name is None or not reasons):
         who = f"the {name} adapter" if name else "any adapter"

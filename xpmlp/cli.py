@@ -324,6 +324,8 @@ def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) ->
     """Refuse, before any work is done, a file that could not be written at its end."""
     if not path:
         return
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        return  # a pipe or a terminal
     if Path(path).is_dir():
         raise ValueError(f"{option}={path} is a folder, expected a file")
     folder = Path(path).parent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import array_api_compat
@@ -151,6 +152,9 @@ def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: in
             )
         cast = backend.empty((n_samples, 1), dtype)
         backend.copy(weight[:, None], cast)
+        total = float(xp.sum(cast))
+        if not 0.0 < total < math.inf:
+            raise ValueError(f"{name} must have a positive finite sum in {dtype}, got {total:g}")
         return cast
 
 
@@ -223,17 +227,12 @@ def like(value: Any, backend: Backend, result: Array) -> Any:
 
 
 def _real_array(value: Any, name: str) -> Any:
-    if hasattr(value, "toarray"):
+    if hasattr(type(value), "toarray"):
         raise TypeError(f"{name} must be a dense array, got sparse {type(value).__name__}")
-    if hasattr(value, "filled"):
+    if hasattr(type(value), "filled"):
         raise TypeError(f"{name} must be a plain array, got {type(value).__name__}; fill it first")
-    if hasattr(value, "to_numpy"):  # a table or a column of one
-        value = value.to_numpy()
-        if str(value.dtype) == "object":  # columns of several kinds
-            try:
-                value = value.astype("float64")
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"{name} must hold real numbers ({error})") from None
+    if hasattr(type(value), "to_numpy"):
+        value = _numbers_of_table(value.to_numpy(), name)
     if host().owns(value) or not array_api_compat.is_array_api_obj(value):
         try:
             value = host().from_host(value)
@@ -245,6 +244,18 @@ def _real_array(value: Any, name: str) -> Any:
     if not xp.isdtype(value.dtype, ("bool", "integral", "real floating")):
         raise TypeError(f"{name} must hold real numbers, got dtype {dtype_name(value)}")
     return value
+
+
+def _numbers_of_table(array: Any, name: str) -> Any:
+    """The values of a table or a column of one, whose columns may be of several kinds."""
+    if str(array.dtype) != "object":
+        return array
+    values = array.reshape(-1).tolist()
+    if any(not isinstance(value, Real) for value in values):
+        odd = next(value for value in values if not isinstance(value, Real))
+        raise TypeError(f"{name} must hold real numbers, got {odd!r}")
+    whole = all(isinstance(value, Integral) for value in values)
+    return array.astype("int64" if whole else "float64")
 
 
 def _check_values(x: Any, name: str, dtype: str) -> None:

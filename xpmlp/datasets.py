@@ -224,4 +224,8 @@ def _load(path: Path) -> Any:
     for name, array in arrays.items():
         if array.dtype.kind not in "biufSU":
             raise ValueError(f"{path}: {name} must hold real numbers or text, got {array.dtype}")
+    arrays = {
+        name: np.char.decode(array) if array.dtype.kind == "S" else array
+        for name, array in arrays.items()
+    }
     return arrays["array"] if single else arrays

@@ -40,7 +40,8 @@ def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueErr
 
 def check_flag(argument: str, value: Any) -> None:
     """Raise TypeError unless `value` is True or False."""
-    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
+    of_numpy = str(getattr(value, "dtype", "")) == "bool" and getattr(value, "ndim", 1) == 0
+    if not isinstance(value, bool) and not of_numpy:
         raise TypeError(f"{argument} must be True or False, got {value!r}")
 
 

@@ -28,8 +28,9 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
     labels = table.column(target)
     if task == "regression" or (task == "auto" and not is_class_target(labels)):
         return None, table.features([target])[:, 0].astype(float)
-    if labels.dtype.kind == "U" and (labels == "").any():
-        row = int(np.flatnonzero(labels == "")[0]) + 1
+    missing = labels == "" if labels.dtype.kind == "U" else ~np.isfinite(labels)
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0]) + 1
         raise ValueError(f"target column {target!r} of {table.name} has no value in data row {row}")
     names, numbers = np.unique(labels, return_inverse=True)
     if names.dtype.kind == "f" and (names == np.floor(names)).all():

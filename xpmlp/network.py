@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from warnings import warn
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, get_backend
+from xpmlp.backends import DTypePolicy, available_backends, get_backend
 from xpmlp.data import as_matrix, as_target, as_vector, as_weight, blocks, like
-from xpmlp.errors import check_flag, check_number
+from xpmlp.errors import DeviceFallbackWarning, check_flag, check_number
 from xpmlp.layers import Dense, DenseStage, Dropout, Layer
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.names import resolve
@@ -116,7 +117,8 @@ class Network:
         self.layers = _check_layers(layers)
         self.seed = check_seed(seed)
         check_flag("fallback", fallback)
-        if not (backend is None or isinstance(backend, str) or hasattr(backend, "elementwise")):
+        adapter = hasattr(backend, "elementwise") and not isinstance(backend, type)
+        if not (backend is None or isinstance(backend, str) or adapter):
             raise TypeError(f"backend must be a name, an adapter or None, got {backend!r}")
         if backend is None or isinstance(backend, str):
             self.backend = get_backend(device, backend, fallback)
@@ -355,8 +357,12 @@ class Network:
         copied = Network(
             self.n_features, self.layers, backend=self.backend, dtype=self.dtype, seed=self.seed
         )
-        copied.parameters = self.parameters
+        with self.backend.context():
+            self.backend.copy(self.parameters, copied.parameters)
         return copied
+
+    def __copy__(self) -> Network:
+        return self.__deepcopy__({})
 
     def __reduce__(self) -> tuple[Any, ...]:
         backend = self.backend
@@ -379,8 +385,12 @@ def _unpickle(
     """A network from a pickle; where its device is missing, on the CPU with a warning."""
     n_features, layers, dtype, seed = built
     device, name = place
+    if name not in available_backends():
+        warn(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
+        device, name = "cpu", "numpy"
     network = Network(n_features, layers, device=device, backend=name, dtype=dtype, seed=seed)
-    network.parameters = parameters
+    with network.backend.context():
+        network.backend.copy(network.backend.from_host(parameters), network.parameters)
     return network
 
 

@@ -113,12 +113,13 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If shapes or dtypes differ, or a schedule returns a negative or non-finite rate.
+            If shapes differ, or a schedule returns a negative or non-finite rate.
         TypeError
-            If the state is not of this optimizer.
+            If dtypes differ, or the state is not of this optimizer.
         """
-        if not _is_array(grad):
-            raise TypeError(f"grad must be an array like theta, got {grad!r}")
+        for name, value in (("theta", theta), ("grad", grad)):
+            if not _is_array(value):
+                raise TypeError(f"{name} must be an array, got {value!r}")
         if tuple(grad.shape) != tuple(theta.shape):
             raise ValueError(
                 f"grad must have the shape of theta, {tuple(theta.shape)}, got {tuple(grad.shape)}"
@@ -129,8 +130,12 @@ class Optimizer:
             )
         if not isinstance(state, OptimizerState) or tuple(state.slots) != self.slots():
             raise TypeError(f"state must come from init of this optimizer, got {state!r}")
-        if any(slot.shape != theta.shape for slot in state.slots.values()):
-            raise ValueError(f"state must be of a theta of shape {tuple(theta.shape)}")
+        for slot in state.slots.values():
+            if slot.shape != theta.shape or slot.dtype != theta.dtype:
+                raise ValueError(
+                    f"state must be of a theta of shape {tuple(theta.shape)} and dtype "
+                    f"{dtype_name(theta)}, got {tuple(slot.shape)} and {dtype_name(slot)}"
+                )
         rate = self.rate(state.step)
         with state.backend.context():
             self._update(rate, theta, grad, state)

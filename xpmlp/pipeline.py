@@ -92,8 +92,11 @@ class Pipeline:
             numbers = [*shift.tolist(), *factor.tolist(), made.target_shift, made.target_scale]
             consistent = (
                 shift.shape == factor.shape == (n,)
-                and len(made.features) == n
-                and n_classes != 1
+                and len(set(made.features)) == len(made.features) == n
+                and all(isinstance(feature, str) for feature in made.features)
+                and isinstance(made.features, list)
+                and isinstance(made.classes, list | None)
+                and (made.classes is None or n_classes > 1)
                 and network.n_outputs == (1 if n_classes == 2 else max(1, n_classes))
                 and all(math.isfinite(number) for number in numbers)
             )

@@ -1,7 +1,7 @@
 """Straight-line work over preallocated buffers: the passes of a network, and one training step.
 
-A program is made once for a number of rows and run many times. Nothing it does allocates memory
-in proportion to the batch or the parameters, and nothing crosses between host and device.
+A program is made once for a number of rows and run many times. It makes no arrays itself; what an
+adapter's primitives do without allocation, it does without allocation.
 """
 
 from __future__ import annotations

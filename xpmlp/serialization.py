@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     A link is followed; what is no regular file, such as a pipe, is written to as it is.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(content)
         return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -202,8 +203,10 @@ def _describe_layer(layer: Layer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number as Python's."""
-    return value.item()
+    """A number of another kind, such as NumPy's, as Python's."""
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{value!r} cannot be saved")
 
 
 def _build_layer(described: dict[str, Any]) -> Layer:

@@ -21,6 +21,8 @@ from xpmlp.network import Network
 from xpmlp.optimizers import OPTIMIZERS, Optimizer
 from xpmlp.step import Dataset, TrainingStep
 
+_ADVICE = "Lower the learning rate, clip the gradient (clip_norm) or scale the inputs"
+
 
 def fit(
     network: Network,
@@ -210,10 +212,11 @@ class Run:
 
     def train(self, callbacks: list[Callback]) -> None:
         """Run all epochs, or until a stop, an interrupt or a non-finite loss."""
-        with ExitStack() as ends:
+        started: list[Callback] = []
+        try:
             for callback in callbacks:
                 callback.on_start(self)
-                ends.callback(callback.on_end, self)
+                started.append(callback)
             with _interruptible(self):
                 for epoch in range(self.epochs):
                     self.epoch = epoch
@@ -222,6 +225,10 @@ class Run:
                         callback.on_epoch(self)
                     if self.history.stopped:
                         break
+        finally:
+            with ExitStack() as ends:  # all are called, also after one has failed
+                for callback in reversed(started):
+                    ends.callback(callback.on_end, self)
 
     def _train_epoch(self, callbacks: list[Callback]) -> None:
         rows = []
@@ -245,7 +252,10 @@ class Run:
                 self._step.forward(again, self.epoch, batch)
                 self._fail(batch, value)
         if not math.isfinite(self._step.total_of_parameters()):
-            self._fail(len(rows) - 1, losses[-1], "the last update made parameters non-finite")
+            raise NonFiniteLossError(
+                f"an update in epoch {self.epoch + 1} made parameters non-finite: "
+                f"{self._step.first_non_finite()}. {_ADVICE}"
+            )
         weighted = (value * n for value, n in zip(losses, rows, strict=True))
         values = {"loss": sum(weighted) / sum(rows)}
         if self._held_out:
@@ -263,11 +273,10 @@ class Run:
                 values[self._prefix + score.name] = value
         self.history.append(values)
 
-    def _fail(self, batch: int, value: float, where: str = "") -> None:
+    def _fail(self, batch: int, value: float) -> None:
         raise NonFiniteLossError(
             f"the loss became {value} in epoch {self.epoch + 1}, batch {batch + 1} of "
-            f"{self.n_batches}; {where or self._step.first_non_finite()}. Lower the learning "
-            "rate, clip the gradient (clip_norm) or scale the inputs"
+            f"{self.n_batches}: {self._step.first_non_finite()}. {_ADVICE}"
         )
 
 
