@@ -180,6 +180,17 @@ def test_an_entry_point_without_its_class_harms_nobody(fresh_lookup):
         get_backend("abacus")
 
 
+def test_an_adapter_that_cannot_be_opened_gives_way_with_its_reason(fresh_lookup):
+    install(fresh_lookup, "third_party_adapter:Adapter")
+
+    def broken(self, device="abacus"):
+        raise RuntimeError("no beads")
+
+    fresh_lookup.setattr(ThirdParty, "__init__", broken)
+    with pytest.warns(DeviceFallbackWarning, match="third: RuntimeError: no beads"):
+        assert get_backend("abacus").device == "cpu"
+
+
 def test_the_cpu_is_found_without_asking_cupy(fresh_lookup):
     import xpmlp_cupy
 

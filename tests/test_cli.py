@@ -300,6 +300,27 @@ def test_uint8_files_are_trained_in_float64(capsys):
     assert "parameters of float64" in capsys.readouterr().out
 
 
+def test_classes_of_bytes_are_text(capsys):
+    np.savez("d.npz", X=np.arange(40.0).reshape(20, 2), y=np.array([b"a", b"b"] * 10))
+    assert run("train", "d.npz", *FAST, "--out", "m") == 0
+    assert Pipeline.load("m", "cpu").classes == ["a", "b"]
+
+
+def test_a_class_without_a_value_is_refused(capsys):
+    Path("d.csv").write_text("x,y\n1,0\n2,1\n3,nan\n4,1\n")
+    message = refused(capsys, "train", "d.csv", "--task", "classification")
+    assert "target column 'y' of d.csv has no value in data row 3" in message
+
+
+def test_output_can_go_through_a_pipe(capsys):
+    assert run("train", "iris", *FAST, "--out", "m") == 0
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run("predict", "m", "iris", "--out", "pipe") == 0
+    assert os.read(reader, 10**6).startswith(b"target,p(setosa)")
+    os.close(reader)
+
+
 def test_columns_can_be_dropped(capsys):
     write_csv("flowers.csv", [[*row, f"id{i}"] for i, row in enumerate(flowers())])
     options = ["--target", "kind", "--drop", "noise,id0"]

@@ -5,8 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 
-from xpmlp import Dense, Dropout, Network
+from xpmlp import Dense, DeviceFallbackWarning, Dropout, Network
 from xpmlp.activations import ELU
 
 X = np.linspace(-1.0, 1.0, 15).reshape(5, 3)
@@ -53,6 +54,25 @@ def test_copies_and_pickles_are_independent_and_equal():
         np.testing.assert_array_equal(copied.predict(X), network.predict(X))
         copied.parameters = np.zeros(network.n_parameters)
         assert not np.array_equal(copied.predict(X), network.predict(X))
+
+
+def test_a_broken_network_can_be_copied_and_pickled(backend):
+    network = make(backend)
+    network.parameters[0] = float("nan")
+    for copied in (copy.copy(network), copy.deepcopy(network)):
+        assert copied.backend is backend
+        assert np.isnan(backend.to_host(copied.parameters)).sum() == 1
+    on_cpu = Network(3, [Dense(1)], device="cpu")
+    on_cpu.parameters[0] = float("nan")
+    assert np.isnan(pickle.loads(pickle.dumps(on_cpu)).parameters[0])
+
+
+def test_a_pickle_opens_on_the_cpu_where_its_adapter_is_missing():
+    network = Network(3, [Dense(2)], backend=BACKENDS["array-api-strict"])
+    with pytest.warns(DeviceFallbackWarning, match="'array-api-strict' is not installed"):
+        opened = pickle.loads(pickle.dumps(network))
+    assert opened.device == "cpu"
+    np.testing.assert_array_equal(opened.predict(X), network.predict(X))
 
 
 def test_weights_come_first_then_biases(backend):
@@ -137,6 +157,32 @@ class Columns:
         return np.array([[1.5, True, 3]] * 5, dtype=object)
 
 
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([["1", "2", "3"]], TypeError, "X must hold real numbers, got '1'"),
+        ([[1.0, None, 3.0]], TypeError, "X must hold real numbers, got None"),
+        ([[1.0, float("nan"), True]], ValueError, "X contains NaN"),
+    ],
+)
+def test_tables_with_text_or_gaps_are_refused(values, error, message):
+    class Table:
+        def __init__(self):
+            self.filled = self.toarray = "columns of these names"
+
+        def to_numpy(self):
+            return np.array(values, dtype=object)
+
+    with pytest.raises(error, match=message):
+        Network(3, [Dense(1)], device="cpu").predict(Table())
+
+
+def test_arrays_of_another_library_in_host_memory_are_taken():
+    array_api_strict = pytest.importorskip("array_api_strict")
+    network = Network(3, [Dense(2)], device="cpu")
+    np.testing.assert_array_equal(network.predict(array_api_strict.asarray(X)), network.predict(X))
+
+
 def test_tables_of_several_kinds_of_numbers_are_taken(backend):
     network = make(backend)
     expected = network.predict(np.array([[1.5, 1.0, 3.0]] * 5))
@@ -212,6 +258,7 @@ def test_bad_arguments_of_a_network(arguments, error, message):
         ),
         (lambda: Dense(2, 5), TypeError, "activation must be a name or an instance of Activation"),
         (lambda: Dense(2, init="he_unifrm"), ValueError, "Did you mean 'he_uniform'"),
+        (lambda: Dense(2, bias=np.array([True])), TypeError, "bias must be True or False"),
         (lambda: Dense(2, bias="yes"), TypeError, "bias must be True or False"),
         (lambda: Dense(1, "softmax"), ValueError, "softmax needs at least 2 units, got units=1"),
         (lambda: Dropout(1.0), ValueError, "rate must be a number >= 0 and < 1, got 1.0"),
@@ -287,6 +334,7 @@ def test_sparse_and_overflowing_x_are_refused(backend):
         ({"sample_weight": np.ones(4)}, ValueError, r"sample_weight must have shape \(5,\)"),
         ({"sample_weight": -np.ones(5)}, ValueError, "sample_weight must be >= 0"),
         ({"sample_weight": np.zeros(5)}, ValueError, "sample_weight must be >= 0 and not all 0"),
+        ({"sample_weight": np.full(5, 1.5e308)}, ValueError, "positive finite sum in float64"),
         ({"sample_weight": np.full(5, np.nan)}, ValueError, "sample_weight contains NaN"),
         (
             {"y": np.ones((4, 2))},

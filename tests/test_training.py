@@ -337,6 +337,17 @@ def test_every_callback_that_was_started_is_ended(backend):
     assert recorder.calls[-1] == "end"
 
 
+def test_ends_come_in_order_so_that_later_ones_see_the_restored_network(backend):
+    class Keep(Callback):
+        def on_end(self, run):
+            self.kept = parameters(run.network)
+
+    network, keep = make(backend), Keep()
+    stopping = EarlyStopping("loss", patience=1, min_delta=1e9)
+    train(network, epochs=4, callbacks=[stopping, keep])
+    np.testing.assert_array_equal(keep.kept, parameters(network))
+
+
 def test_an_ignored_interrupt_stays_ignored(backend):
     class Interrupt(Callback):
         def on_batch(self, run):
