@@ -1,6 +1,7 @@
 """Finding an adapter: devices, fallback, reasons, entry points, transfers."""
 
 import copy
+import pickle
 import sys
 import types
 from contextlib import contextmanager
@@ -189,6 +190,17 @@ def test_an_adapter_that_cannot_be_opened_gives_way_with_its_reason(fresh_lookup
     fresh_lookup.setattr(ThirdParty, "__init__", broken)
     with pytest.warns(DeviceFallbackWarning, match="third: RuntimeError: no beads"):
         assert get_backend("abacus").device == "cpu"
+
+
+def test_a_pickle_of_a_cpu_network_opens_without_asking_cupy(fresh_lookup):
+    import xpmlp_cupy
+
+    def asked():
+        raise AssertionError("CuPy was asked")
+
+    pickled = pickle.dumps(Network(2, [Dense(1)], device="cpu"))
+    fresh_lookup.setattr(xpmlp_cupy, "_unavailable", asked)
+    assert pickle.loads(pickled).device == "cpu"
 
 
 def test_the_cpu_is_found_without_asking_cupy(fresh_lookup):

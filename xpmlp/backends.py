@@ -288,6 +288,11 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     return host()
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an adapter of this name, usable or not; imports none."""
+    return name in _known()
+
+
 def host() -> Host:
     """The NumPy adapter: it draws what is drawn on the host, and every file passes through it."""
     return cast(Host, _open("numpy", "cpu"))

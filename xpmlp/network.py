@@ -10,7 +10,7 @@ from typing import Any
 from warnings import warn
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, available_backends, get_backend
+from xpmlp.backends import DTypePolicy, get_backend, is_known
 from xpmlp.data import as_matrix, as_target, as_vector, as_weight, blocks, like
 from xpmlp.errors import DeviceFallbackWarning, check_flag, check_number
 from xpmlp.layers import Dense, DenseStage, Dropout, Layer
@@ -385,7 +385,7 @@ def _unpickle(
     """A network from a pickle; where its device is missing, on the CPU with a warning."""
     n_features, layers, dtype, seed = built
     device, name = place
-    if name not in available_backends():
+    if not is_known(name):
         warn(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
         device, name = "cpu", "numpy"
     network = Network(n_features, layers, device=device, backend=name, dtype=dtype, seed=seed)
