@@ -8,8 +8,10 @@ checks of the data, buffers, and a fresh optimizer.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,7 +26,8 @@ EPSILON = 1e-8
 SEED = 0
 
 
-class Contender(Protocol):
+@dataclass
+class Contender(ABC):
     """What the benchmark times.
 
     Parameters
@@ -42,18 +45,20 @@ class Contender(Protocol):
         scikit-learn to the root of the uncorrected one.
     """
 
-    name: str
+    name: ClassVar[str]
 
-    def __init__(
-        self,
-        X: Any,
-        y: Any,
-        batch: int,
-        weights: list[Any],
-        shuffle: bool = True,
-        epsilon: float = EPSILON,
-    ) -> None: ...
+    X: Any
+    y: Any
+    batch: int
+    weights: list[Any]
+    shuffle: bool = True
+    epsilon: float = EPSILON
 
+    @abstractmethod
+    def __post_init__(self) -> None:
+        """Make what an epoch needs."""
+
+    @abstractmethod
     def epoch(self) -> float | None:
         """One epoch; the mean of the batches' losses during it, or None without a loss."""
 
@@ -70,26 +75,16 @@ def initial_weights(dtype: str) -> list[Any]:
     return [np.array(weight) for weight in build(dtype).weights]
 
 
-class Xpmlp:
+class Xpmlp(Contender):
     """This library."""
 
     name = "xpmlp"
 
-    def __init__(
-        self,
-        X: Any,
-        y: Any,
-        batch: int,
-        weights: list[Any],
-        shuffle: bool = True,
-        epsilon: float = EPSILON,
-    ) -> None:
-        self.X, self.y = X, y
-        self.network = build(X.dtype.name)
-        for own, given in zip(self.network.weights, weights, strict=True):
+    def __post_init__(self) -> None:
+        self.network = build(self.X.dtype.name)
+        for own, given in zip(self.network.weights, self.weights, strict=True):
             own[...] = given
-        self.batch, self.shuffle = batch, shuffle
-        self.optimizer = Adam(learning_rate=LEARNING_RATE, epsilon=epsilon)
+        self.optimizer = Adam(learning_rate=LEARNING_RATE, epsilon=self.epsilon)
 
     def epoch(self) -> float:
         history = fit(
@@ -106,39 +101,30 @@ class Xpmlp:
         return history["loss"][0]
 
 
-class ScikitLearn:
+class ScikitLearn(Contender):
     """MLPClassifier. A warm start with ``max_iter=1`` is one epoch with a fresh Adam, as above."""
 
     name = "scikit-learn"
 
-    def __init__(
-        self,
-        X: Any,
-        y: Any,
-        batch: int,
-        weights: list[Any],
-        shuffle: bool = True,
-        epsilon: float = EPSILON,
-    ) -> None:
+    def __post_init__(self) -> None:
         from sklearn.neural_network import MLPClassifier
 
-        self.X, self.y = X, y
         self.model = MLPClassifier(
             hidden_layer_sizes=HIDDEN,
             solver="adam",
             alpha=0.0,
-            batch_size=batch,
+            batch_size=self.batch,
             learning_rate_init=LEARNING_RATE,
-            epsilon=epsilon,
+            epsilon=self.epsilon,
             max_iter=1,
-            shuffle=shuffle,
+            shuffle=self.shuffle,
             random_state=SEED,
             warm_start=True,
         )
         # The coefficients exist after a fit only: make them on one row of each class.
-        one_of_each = np.unique(y, return_index=True)[1]
-        self._fit(X[one_of_each], y[one_of_each])
-        for own, given in zip(self.model.coefs_, weights, strict=True):
+        one_of_each = np.unique(self.y, return_index=True)[1]
+        self._fit(self.X[one_of_each], self.y[one_of_each])
+        for own, given in zip(self.model.coefs_, self.weights, strict=True):
             own[...] = given
         for own in self.model.intercepts_:
             own[...] = 0
@@ -154,26 +140,17 @@ class ScikitLearn:
             self.model.fit(X, y)
 
 
-class Products:
+class Products(Contender):
     """The matrix products of an epoch alone: no bias, activation, loss, update or gather."""
 
     name = "GEMMs alone"
 
-    def __init__(
-        self,
-        X: Any,
-        y: Any,
-        batch: int,
-        weights: list[Any],
-        shuffle: bool = True,
-        epsilon: float = EPSILON,
-    ) -> None:
-        self.X, self.weights = X, weights
-        self.batch = min(batch, len(X))
-        self.outputs = [np.empty((self.batch, w.shape[1]), X.dtype) for w in weights]
+    def __post_init__(self) -> None:
+        self.batch = min(self.batch, len(self.X))
+        self.outputs = [np.empty((self.batch, w.shape[1]), self.X.dtype) for w in self.weights]
         self.errors = [np.empty_like(output) for output in self.outputs]
         self.errors[-1][...] = np.random.default_rng(SEED).standard_normal(self.errors[-1].shape)
-        self.gradients = [np.empty_like(w) for w in weights]
+        self.gradients = [np.empty_like(w) for w in self.weights]
 
     def epoch(self) -> None:
         for start in range(0, len(self.X), self.batch):

@@ -231,7 +231,12 @@ def train(data: str, **options: Any) -> None:
 @cli.command(short_help="Predict the rows of a table with a trained model.")
 @click.argument("model", type=click.Path())
 @click.argument("data")
-@click.option("--out", type=click.Path(allow_dash=True), default="-", help="CSV file; - for here.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default="-",
+    help="CSV file; - for here.",
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 def predict(model: str, data: str, out: str, device: str) -> None:
     """Predict the rows of DATA with a MODEL that 'train' wrote.
@@ -324,10 +329,8 @@ def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) ->
     """Refuse, before any work is done, a file that could not be written at its end."""
     if not path:
         return
-    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+    if Path(path).exists() and not Path(path).is_file():
         return  # a pipe or a terminal
-    if Path(path).is_dir():
-        raise ValueError(f"{option}={path} is a folder, expected a file")
     folder = Path(path).parent
     if not folder.is_dir():
         raise ValueError(f"{option}={path}: the folder {folder} does not exist")

@@ -251,9 +251,9 @@ def _numbers_of_table(array: Any, name: str) -> Any:
     if str(array.dtype) != "object":
         return array
     values = array.reshape(-1).tolist()
-    if any(not isinstance(value, Real) for value in values):
-        odd = next(value for value in values if not isinstance(value, Real))
-        raise TypeError(f"{name} must hold real numbers, got {odd!r}")
+    for value in values:
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must hold real numbers, got {value!r}")
     whole = all(isinstance(value, Integral) for value in values)
     return array.astype("int64" if whole else "float64")
 

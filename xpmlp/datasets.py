@@ -139,8 +139,14 @@ def _built_in(name: str) -> Table:
     return replace(table, classes=classes.tolist())
 
 
-def _table(name: str, features: list[str], X: Any, y: Any) -> Table:
+def _numbered(n: int) -> list[str]:
+    return [f"column{i}" for i in range(n)]
+
+
+def _table(name: str, features: list[str], X: Any, y: Any = None) -> Table:
     values = {feature: X[:, i] for i, feature in enumerate(features)}
+    if y is None:
+        return Table(name, features, values)
     return Table(name, [*features, "target"], {**values, "target": y}, "target")
 
 
@@ -153,7 +159,7 @@ def _read_csv(path: Path) -> Table:
     if not rows:
         raise ValueError(f"{path} is empty")
     if all(_number(cell) is not None for cell in rows[0]):
-        names = [f"column{i}" for i in range(len(rows[0]))]
+        names = _numbered(len(rows[0]))
     else:
         names = [cell.strip() for cell in rows.pop(0)]
     if len(names) == 1 and ";" in names[0]:
@@ -192,8 +198,7 @@ def _read_npy(path: Path) -> Table:
         raise ValueError(
             f"{path} must hold one 2-D array, got {getattr(array, 'shape', 'several')}"
         )
-    names = [f"column{i}" for i in range(array.shape[1])]
-    return Table(str(path), names, {name: array[:, i] for i, name in enumerate(names)})
+    return _table(str(path), _numbered(array.shape[1]), array)
 
 
 def _read_npz(path: Path) -> Table:
@@ -205,12 +210,10 @@ def _read_npz(path: Path) -> Table:
     if X.ndim < 1 or X.size == 0:
         raise ValueError(f"{path}: X must have rows and columns, got shape {X.shape}")
     X = X.reshape(len(X), -1)
-    names = [f"column{i}" for i in range(X.shape[1])]
-    if "y" not in arrays:
-        return Table(str(path), names, {name: X[:, i] for i, name in enumerate(names)})
-    if arrays["y"].shape != X.shape[:1]:
-        raise ValueError(f"{path}: y must have shape ({len(X)},), got {arrays['y'].shape}")
-    return _table(str(path), names, X, arrays["y"])
+    y = arrays.get("y")
+    if y is not None and y.shape != X.shape[:1]:
+        raise ValueError(f"{path}: y must have shape ({len(X)},), got {y.shape}")
+    return _table(str(path), _numbered(X.shape[1]), X, y)
 
 
 def _load(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,18 +78,19 @@ def make_layers(
 ) -> list[Layer]:
     """Hidden layers as the options say, and the output layer that suits the target."""
     units = [_number("--hidden", text, int) for text in hidden.split(",") if text.strip()]
-    activations = _one_each("--activation", activation, len(units))
-    rates = _one_each("--dropout", dropout, len(units))
-    for name in activations or [activation]:
-        parse("activation", name, ACTIVATIONS)
+    activations = _one_each(
+        "--activation", activation, len(units), lambda text: parse("activation", text, ACTIVATIONS)
+    )
+    dropouts = _one_each(
+        "--dropout", dropout, len(units), lambda text: Dropout(_number("--dropout", text, float))
+    )
     common: dict[str, Any] = {"bias": bias}
     if init:
         common["init"] = parse("init", init, INITIALIZERS)
     layers: list[Layer] = []
-    for n_units, name, text in zip(units, activations, rates, strict=True):
-        layers.append(Dense(n_units, parse("activation", name, ACTIVATIONS), **common))
-        rate = Dropout(_number("--dropout", text, float))
-        layers += [rate] if rate.rate else []
+    for n_units, chosen, after in zip(units, activations, dropouts, strict=True):
+        layers.append(Dense(n_units, chosen, **common))
+        layers += [after] if after.rate else []
     if classes is None:
         return [*layers, Dense(1, "exp" if loss.name == "poisson" else "identity", **common)]
     if len(classes) == 2:
@@ -147,8 +149,10 @@ def _number(option: str, text: str, kind: type[Any]) -> Any:
         raise ValueError(f"{option} must be {what} separated by commas, got {text!r}") from None
 
 
-def _one_each(option: str, text: str, n: int) -> list[str]:
-    values = [value.strip() for value in text.split(",")]
+def _one_each(option: str, text: str, n: int, read: Callable[[str], Any]) -> list[Any]:
+    """What the option says of each of n hidden layers; it is read also where there is none."""
+    values = text.split(",")
     if len(values) not in (1, n):
         raise ValueError(f"{option} must be one value or {n}, one a hidden layer, got {text!r}")
-    return values * n if len(values) == 1 else values
+    made = [read(value.strip()) for value in values]
+    return made * n if len(made) == 1 else made

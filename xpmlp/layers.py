@@ -61,6 +61,10 @@ class Dense:
         object.__setattr__(self, "activation", activation)
         object.__setattr__(self, "init", init)
 
+    def n_parameters(self, n_in: int) -> int:
+        """Weights and biases of the layer behind `n_in` inputs."""
+        return (n_in + self.bias) * self.units
+
     def __str__(self) -> str:
         return f"Dense({self.units}, {self.activation.name})" + ("" if self.bias else " no bias")
 

@@ -182,7 +182,7 @@ def _count(n_features: int, layers: list[Layer]) -> int:
     total, width = 0, n_features
     for layer in layers:
         if isinstance(layer, Dense):
-            total += (width + layer.bias) * layer.units
+            total += layer.n_parameters(width)
             width = layer.units
     return total
 

@@ -18,8 +18,7 @@ def summary_table(network: Network) -> str:
     for layer in network.layers:
         before, count = width, 0
         if isinstance(layer, Dense):
-            width = layer.units
-            count = before * width + (width if layer.bias else 0)
+            width, count = layer.units, layer.n_parameters(width)
         rows.append((str(layer), f"{before}", f"{width}", f"{count:,}", f"{count * size:,}"))
     total = network.n_parameters
     rows.append(("total", "", "", f"{total:,}", f"{total * size:,}"))

@@ -143,8 +143,8 @@ def fit(
         held_out = Dataset(
             network, validation[0], validation[1], weight, chosen_loss, "validation "
         )
+    scored = held_out or data
     for score in scores:
-        scored = held_out or data
         score.check(scored.y_host, scored.labels, network.n_outputs)
     n_rows = batch_rows(batch_size, data.n_samples)
     n_steps = int(epochs) * math.ceil(data.n_samples / n_rows)

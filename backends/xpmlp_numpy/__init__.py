@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat.numpy
 import numpy as np
@@ -62,7 +62,7 @@ class NumpyBackend(ReferenceBackend):
             array = array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
         elif not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
-        return _of(array)
+        return cast(Array, array)
 
     def to_host(self, x: Array) -> Any:
         return np.asarray(x)
@@ -204,12 +204,6 @@ def _is_scalar(x: Any) -> bool:
 
 def _is_flat(x: Any, shape: tuple[int, ...]) -> bool:
     return x.shape == shape and bool(x.flags.c_contiguous)
-
-
-def _of(x: np.ndarray[Any, Any]) -> Array:
-    """The same array, for the type checker."""
-    array: Array = x
-    return array
 
 
 def _nd(x: Any) -> np.ndarray[Any, Any]:
