@@ -101,6 +101,7 @@ class ReferenceBackend(Backend):
         DTypePolicy("float32", "float32", "float64"),
         DTypePolicy("float64", "float64", "float64"),
     )
+    precisions = ("ieee",)
 
     def __init__(self, xp: Namespace, device: str = "cpu", xp_device: Any = None) -> None:
         self.xp = xp
@@ -288,9 +289,12 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     return host()
 
 
-def is_known(name: str) -> bool:
-    """Whether there is an adapter of this name, usable or not; imports none."""
-    return name in _known()
+def reopen(device: str, name: str) -> Backend:
+    """The adapter that something was pickled on; where it is missing, the CPU with a warning."""
+    if name in _known():
+        return get_backend(device, name)
+    warn(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
+    return host()
 
 
 def host() -> Host:
@@ -314,6 +318,11 @@ def backend_of(x: Array) -> Backend:
                     return backend
     device = array_api_compat.device(x)
     return ReferenceBackend(array_api_compat.array_namespace(x), str(device), device)
+
+
+def to_backend(backend: Backend, x: Array) -> Array:
+    """`x` on the backend's device, as it is if it is there already."""
+    return x if backend.owns(x) else backend.from_host(backend_of(x).to_host(x))
 
 
 _instances: dict[tuple[str, str], Backend] = {}

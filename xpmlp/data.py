@@ -7,13 +7,13 @@ by batch, so that a uint8 image set never grows into a float copy of itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
 import array_api_compat
 
-from xpmlp.backends import backend_of, dtype_name, host
+from xpmlp.backends import backend_of, dtype_name, host, to_backend
 from xpmlp.errors import check_number
 from xpmlp.losses import Loss
 from xpmlp.rng import stream
@@ -23,20 +23,40 @@ from xpmlp.typing import Array, Backend
 _CHECK_ELEMENTS = 16384
 
 
+class SparseRows:
+    """A sparse matrix on the host, whose rows become dense batch by batch.
+
+    Parameters
+    ----------
+    matrix : SciPy sparse matrix or array of shape (n_samples, n_features)
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self._csr = matrix.tocsr()
+        self.shape: tuple[int, ...] = self._csr.shape
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The given rows as a NumPy array."""
+        return self._csr[rows].toarray()
+
+
 def as_matrix(
     backend: Backend, value: Any, name: str, dtype: str, n_columns: int | None = None
-) -> Array:
+) -> Any:
     """`value` as a checked array of shape ``(n_samples, n_columns)`` on the backend's device.
+
+    A sparse matrix becomes :class:`SparseRows`; :func:`copy_rows` and :func:`take_rows` read both.
 
     Raises
     ------
     TypeError
-        If it is sparse, or does not hold real numbers.
+        If it does not hold real numbers.
     ValueError
         If it is not 2-D, has no rows or no columns, another number of columns, or values that
         are NaN, infinite or beyond `dtype`.
     """
-    x = _real_array(value, name)
+    sparse = hasattr(type(value), "tocsr")
+    x = value if sparse else _real_array(value, name)
     if x.ndim != 2:
         hint = f"; reshape one feature with {name}.reshape(-1, 1)" if x.ndim == 1 else ""
         raise ValueError(
@@ -51,8 +71,25 @@ def as_matrix(
             f"{name} must have {n_columns} columns, the network's n_features, "
             f"got shape {tuple(x.shape)}"
         )
+    if sparse:
+        rows = SparseRows(x)
+        _check_values(_real_array(rows._csr.data, name), name, dtype)
+        return rows
     _check_values(x, name, dtype)
     return to_backend(backend, x)
+
+
+def copy_rows(backend: Backend, x: Any, rows: slice, out: Array) -> None:
+    """Write consecutive rows of a matrix from :func:`as_matrix` to `out`."""
+    backend.copy(backend.from_host(x[rows]) if isinstance(x, SparseRows) else x[rows, :], out)
+
+
+def take_rows(backend: Backend, x: Any, indices: Array, out: Array) -> None:
+    """Write the rows `indices` of a matrix from :func:`as_matrix` to `out`."""
+    if isinstance(x, SparseRows):
+        backend.copy(backend.from_host(x[backend.to_host(indices)]), out)
+    else:
+        backend.take_rows(x, indices, out)
 
 
 def as_target(
@@ -173,52 +210,58 @@ def batch_rows(batch_size: Any, n_samples: int) -> int:
 
 
 class Batches:
-    """The order of the samples, epoch by epoch, on the device.
-
-    Every epoch is a permutation, so it visits each sample once; the last batch may be smaller.
+    """The order of the samples, epoch by epoch, on the device; the last batch may be smaller.
 
     Parameters
     ----------
     backend : Backend
     n_samples, n_rows : int
-        Samples, and rows of a full batch.
-    seed : int
-    shuffle : bool
-        False keeps the order of the data.
+        Samples of an epoch, and rows of a full batch.
+    order : callable, optional
+        ``order(epoch)``, called once for each epoch in turn: the row numbers of the samples as a
+        NumPy array of shape ``(n_samples,)``. Default: the order of the data.
     """
 
     def __init__(
-        self, backend: Backend, n_samples: int, n_rows: int, seed: int, shuffle: bool
+        self,
+        backend: Backend,
+        n_samples: int,
+        n_rows: int,
+        order: Callable[[int], Any] | None = None,
     ) -> None:
         self.backend = backend
         self.n_samples = n_samples
         self.n_rows = n_rows
-        self.seed = seed
-        self.shuffle = shuffle and n_rows < n_samples  # the order within a batch does not matter
+        self._order = order
+        self._drawn: tuple[int, Array] | None = None
 
     def __len__(self) -> int:
         return (self.n_samples + self.n_rows - 1) // self.n_rows
 
     def epoch(self, epoch: int) -> Iterator[Array]:
         """The row numbers of each batch of an epoch."""
-        if self.shuffle:
-            drawn = host().generator(stream(self.seed, "shuffle", epoch=epoch))
-            order = self.backend.from_host(drawn.permutation(self.n_samples))
-        else:
-            order = self.backend.from_host(host().xp.arange(self.n_samples))
+        if self._drawn is None or (self._order and self._drawn[0] != epoch):
+            rows = self._order(epoch) if self._order else host().xp.arange(self.n_samples)
+            self._drawn = epoch, self.backend.from_host(rows)
+        order = self._drawn[1]
         for part in blocks(self.n_samples, self.n_rows):
             yield order[part]
+
+
+def shuffled(seed: int, n_samples: int) -> Callable[[int], Any]:
+    """The order of :class:`Batches` that is a new permutation every epoch."""
+
+    def order(epoch: int) -> Any:
+        drawn = host().generator(stream(seed, "shuffle", epoch=epoch))
+        return drawn.permutation(n_samples)
+
+    return order
 
 
 def blocks(n: int, n_rows: int) -> Iterator[slice]:
     """Slices of `n_rows` that cover 0 to n; the last may be shorter."""
     for start in range(0, n, n_rows):
         yield slice(start, min(start + n_rows, n))
-
-
-def to_backend(backend: Backend, x: Array) -> Array:
-    """`x` on the backend's device, as it is if it is there already."""
-    return x if backend.owns(x) else backend.from_host(backend_of(x).to_host(x))
 
 
 def like(value: Any, backend: Backend, result: Array) -> Any:

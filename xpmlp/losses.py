@@ -253,6 +253,61 @@ class LogLoss(Loss):
         return float(self.label_smoothing) / n_classes, 1.0 - float(self.label_smoothing)
 
 
+@dataclass(frozen=True)
+class Focal(LogLoss):
+    """Cross-entropy that rows already right count less in (Lin et al. 2017, equation 4).
+
+    ``-(1 - p)**gamma log(p)`` of the probability p of what is true, in place of the ``-log(p)``
+    of :class:`LogLoss`, whose parameters and targets it shares.
+
+    Parameters
+    ----------
+    gamma : float, default 2.0
+        At least 0, which makes it the log loss.
+    """
+
+    gamma: float = 2.0
+    name = "focal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("gamma", self.gamma, minimum=0)
+
+    def takes_logits(self, activation: str) -> bool:
+        return activation == ("softmax" if self.is_multiclass(activation) else "sigmoid")
+
+    def evaluate(
+        self,
+        backend: Backend,
+        activation: str,
+        prediction: Array,
+        y: Array,
+        elements: Array,
+        d: Array,
+        columns: tuple[Array, Array, Array],
+    ) -> None:
+        outs, gamma = (elements, d), float(self.gamma)
+        multiclass = self.is_multiclass(activation)
+        if not self.takes_logits(activation):
+            rule = rules.categorical_focal if multiclass else rules.binary_focal
+            eps = float(backend.xp.finfo(d.dtype).eps)
+            backend.elementwise(rule)(outs, prediction, y, gamma, eps)
+        elif multiclass:
+            maximum, total, h_total = columns
+            backend.max_rows(prediction, maximum)
+            backend.elementwise(rules.exp_shifted)((d,), prediction, maximum)
+            backend.sum_rows(d, total)
+            backend.elementwise(rules.categorical_focal_from_softmax)(
+                outs, prediction, y, maximum, total, gamma
+            )
+            backend.sum_rows(d, h_total)
+            backend.elementwise(rules.softmax_backward_from_logits)(
+                (d,), d, prediction, maximum, total, h_total
+            )
+        else:
+            backend.elementwise(rules.binary_focal_from_logits)(outs, prediction, y, gamma)
+
+
 LOSSES: dict[str, type[Loss]] = {
-    cls.name: cls for cls in (SquaredError, AbsoluteError, Huber, Quantile, Poisson, LogLoss)
+    cls.name: cls for cls in (SquaredError, AbsoluteError, Huber, Quantile, Poisson, LogLoss, Focal)
 }

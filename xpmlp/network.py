@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from warnings import warn
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, get_backend, is_known
-from xpmlp.data import as_matrix, as_target, as_vector, as_weight, blocks, like
-from xpmlp.errors import DeviceFallbackWarning, check_flag, check_number
+from xpmlp.backends import DTypePolicy, get_backend, reopen, to_backend
+from xpmlp.data import (
+    as_matrix,
+    as_target,
+    as_vector,
+    as_weight,
+    blocks,
+    copy_rows,
+    like,
+)
+from xpmlp.errors import check_flag, check_number
 from xpmlp.layers import Dense, DenseStage, Dropout, Layer
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.names import resolve
@@ -74,8 +81,14 @@ class Network:
     dtype : {"float64", "float32"}, default "float64"
         Of parameters and computation, the same on every device. float32 takes half the memory
         and, on most GPUs, a small part of the time.
+    precision : str, default "ieee"
+        How the arithmetic is done. Every adapter computes by IEEE 754 in `dtype`; what else it
+        offers is in its ``precisions``.
     seed : int, optional
         Of initial weights, shuffles and dropout masks. None draws a fresh one.
+    parameters : array-like of shape (n_parameters,), optional
+        Initial values, laid out as below. Default: weights drawn by each layer's `init`, biases
+        of zero.
 
     Attributes
     ----------
@@ -110,7 +123,9 @@ class Network:
         backend: str | Backend | None = None,
         fallback: bool = True,
         dtype: str = "float64",
+        precision: str = "ieee",
         seed: int | None = 0,
+        parameters: Any = None,
     ) -> None:
         check_number("n_features", n_features, minimum=1, integer=True)
         self.n_features = int(n_features)
@@ -127,6 +142,10 @@ class Network:
         else:
             raise ValueError(f"device={device!r} contradicts backend={backend!r}")
         self.policy = _policy(self.backend, dtype)
+        if precision not in self.backend.precisions:
+            known = ", ".join(repr(name) for name in self.backend.precisions)
+            raise ValueError(f"precision must be {known} on {self.backend!r}, got {precision!r}")
+        self.precision = precision
 
         dense = self._dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         widths = [self.n_features, *(layer.units for layer in dense)]
@@ -137,6 +156,10 @@ class Network:
         with self.backend.context():
             self._parameters = self.backend.zeros((self.n_parameters,), self.policy.parameter)
             self.weights, self.biases = self.views(self._parameters)
+        if parameters is not None:
+            self.parameters = parameters
+            return
+        with self.backend.context():
             for index, (layer, weight) in enumerate(zip(dense, self.weights, strict=True)):
                 drawn = layer.init.draw(*weight.shape, stream(self.seed, "init", layer=index))
                 self.backend.copy(self.backend.from_host(drawn), weight)
@@ -203,8 +226,8 @@ class Network:
         x = as_matrix(self.backend, X, "X", self.dtype, self.n_features)
         return like(X, self.backend, self.output(x))
 
-    def output(self, x: Array) -> Array:
-        """As :meth:`predict`, for an array that has been checked and is on the device."""
+    def output(self, x: Any) -> Array:
+        """As :meth:`predict`, for a matrix that :func:`xpmlp.data.as_matrix` has returned."""
         backend, n = self.backend, x.shape[0]
         with backend.context():
             widest = max(self.n_features, *(layer.units for layer in self._dense))
@@ -215,7 +238,7 @@ class Network:
             for part in blocks(n, rows):
                 if part.stop - part.start < rows:
                     program = Program(self, arena.narrowed(part.stop - part.start))
-                backend.copy(x[part, :], program.x)
+                copy_rows(backend, x, part, program.x)
                 program.forward()
                 backend.copy(program.output, result[part, :])
             return result
@@ -240,7 +263,7 @@ class Network:
             arena = Arena(self.backend, x.shape[0], self.policy.compute)
             grad = self.backend.empty((self.n_parameters,), self.policy.parameter)
             program = Program(self, arena, grad)
-            self.backend.copy(x, program.x)
+            copy_rows(self.backend, x, slice(None), program.x)
             program.forward(batch=int(step))
             return like(X, self.backend, program.output)
 
@@ -261,7 +284,7 @@ class Network:
             program = Program(
                 self, Arena(self.backend, x.shape[0], self.policy.compute), keep_z=True
             )
-            self.backend.copy(x, program.x)
+            copy_rows(self.backend, x, slice(None), program.x)
             program.forward()
         stages = [stage for stage in program.stages if isinstance(stage, DenseStage)]
         return [
@@ -340,7 +363,7 @@ class Network:
                 weighted=weight is not None,
                 input_gradient=True,
             )
-            backend.copy(x, run.x)
+            copy_rows(backend, x, slice(None), run.x)
             backend.copy(target, run.y)
             if weight is not None and run.weight is not None:
                 backend.copy(weight, run.weight)
@@ -354,23 +377,23 @@ class Network:
         return summary_table(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
-        copied = Network(
-            self.n_features, self.layers, backend=self.backend, dtype=self.dtype, seed=self.seed
-        )
-        with self.backend.context():
-            self.backend.copy(self.parameters, copied.parameters)
-        return copied
+        return self.on(self.backend)
+
+    def on(self, backend: Backend) -> Network:
+        """A copy of the network on an opened device."""
+        return _rebuild(self._built, backend, to_backend(backend, self.parameters))
+
+    @property
+    def _built(self) -> tuple[Any, ...]:
+        return self.n_features, self.layers, self.dtype, self.precision, self.seed
 
     def __copy__(self) -> Network:
         return self.__deepcopy__({})
 
     def __reduce__(self) -> tuple[Any, ...]:
         backend = self.backend
-        return _unpickle, (
-            (self.n_features, self.layers, self.dtype, self.seed),
-            (backend.device, backend.name),
-            backend.to_host(self.parameters),
-        )
+        parameters = backend.to_host(self.parameters)
+        return _unpickle, (self._built, (backend.device, backend.name), parameters)
 
     def __repr__(self) -> str:
         layers = ", ".join(str(layer) for layer in self.layers)
@@ -379,19 +402,27 @@ class Network:
         )
 
 
-def _unpickle(
-    built: tuple[int, Sequence[Layer], str, int], place: tuple[str, str], parameters: Any
-) -> Network:
-    """A network from a pickle; where its device is missing, on the CPU with a warning."""
-    n_features, layers, dtype, seed = built
-    device, name = place
-    if not is_known(name):
-        warn(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
-        device, name = "cpu", "numpy"
-    network = Network(n_features, layers, device=device, backend=name, dtype=dtype, seed=seed)
-    with network.backend.context():
-        network.backend.copy(network.backend.from_host(parameters), network.parameters)
+def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
+    """A network with the given parameters, which may be non-finite."""
+    n_features, layers, dtype, precision, seed = built
+    network = Network(
+        n_features,
+        layers,
+        backend=backend,
+        dtype=dtype,
+        precision=precision,
+        seed=seed,
+        parameters=backend.zeros(parameters.shape, dtype),
+    )
+    with backend.context():
+        backend.copy(parameters, network.parameters)
     return network
+
+
+def _unpickle(built: tuple[Any, ...], place: tuple[str, str], parameters: Any) -> Network:
+    """A network from a pickle; where its device is missing, on the CPU with a warning."""
+    backend = reopen(*place)
+    return _rebuild(built, backend, backend.from_host(parameters))
 
 
 def _check_layers(layers: Any) -> tuple[Layer, ...]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import array_api_compat
 
 from xpmlp import rules
-from xpmlp.backends import backend_of, dtype_name
+from xpmlp.backends import backend_of, dtype_name, host, reopen, to_backend
 from xpmlp.errors import check_flag, check_number
 from xpmlp.schedules import Schedule
 from xpmlp.typing import Array, Backend, Rule
@@ -53,6 +53,19 @@ class OptimizerState:
     n_decayed: int
     tiny: float = 0.0
     mu_product: float = 1.0
+
+    def on(self, backend: Backend) -> OptimizerState:
+        """A copy of the state on an opened device."""
+        slots = {}
+        for name, slot in self.slots.items():
+            slots[name] = backend.empty(slot.shape, dtype_name(slot))
+            backend.copy(to_backend(backend, slot), slots[name])
+        return replace(self, slots=slots, backend=backend)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        slots = {name: self.backend.to_host(slot) for name, slot in self.slots.items()}
+        place = self.backend.device, self.backend.name
+        return _unpickle, (place, self.step, slots, self.n_decayed, self.tiny, self.mu_product)
 
 
 @dataclass(frozen=True)
@@ -191,29 +204,35 @@ class SGD(Optimizer):
     Parameters
     ----------
     momentum : float, default 0.0
-        In [0, 1).
+        In [0, 1].
     dampening : float, default 0.0
         In [0, 1].
     nesterov : bool, default False
         Needs momentum and no dampening.
+    rate_in_velocity : bool, default False
+        Write the velocity as :math:`v \leftarrow \mu v - \eta g` and add it, as Sutskever et al.,
+        Keras and scikit-learn do. It differs where the rate changes: an old gradient keeps the
+        rate of its own step. Needs momentum and no dampening.
     """
 
     learning_rate: float | Callable[[int], float] = 0.01
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
+    rate_in_velocity: bool = False
     name = "sgd"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+        check_number("momentum", self.momentum, minimum=0, maximum=1)
         check_number("dampening", self.dampening, minimum=0, maximum=1)
-        check_flag("nesterov", self.nesterov)
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError(
-                "nesterov=True needs momentum > 0 and dampening=0, "
-                f"got momentum={self.momentum!r}, dampening={self.dampening!r}"
-            )
+        for name in ("nesterov", "rate_in_velocity"):
+            check_flag(name, getattr(self, name))
+            if getattr(self, name) and (self.momentum == 0 or self.dampening != 0):
+                raise ValueError(
+                    f"{name}=True needs momentum > 0 and dampening=0, "
+                    f"got momentum={self.momentum!r}, dampening={self.dampening!r}"
+                )
         if self.dampening and not self.momentum:
             raise ValueError(f"dampening={self.dampening!r} needs momentum > 0, got momentum=0")
 
@@ -223,11 +242,15 @@ class SGD(Optimizer):
     def rule(self) -> Rule:
         if not self.momentum:
             return rules.sgd
+        if self.rate_in_velocity:
+            return rules.scaled_nesterov if self.nesterov else rules.scaled_momentum
         return rules.nesterov if self.nesterov else rules.momentum
 
     def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
         if not self.momentum:
             return (rate,)
+        if self.rate_in_velocity:
+            return rate, float(self.momentum)
         gain = 1.0 if state.step == 1 else 1.0 - self.dampening
         return rate, float(self.momentum), gain
 
@@ -376,14 +399,19 @@ class Adam(_AdamBase):
     epsilon : float, default 1e-8
     amsgrad : bool, default False
         Use the largest v so far (Reddi et al. 2018).
+    epsilon_hat : bool, default False
+        Add epsilon to :math:`\sqrt v` before the correction, as scikit-learn and TensorFlow do:
+        the paper's :math:`\hat\epsilon`, at the end of its section 2.
     """
 
     amsgrad: bool = False
+    epsilon_hat: bool = False
     name = "adam"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("amsgrad", self.amsgrad)
+        check_flag("epsilon_hat", self.epsilon_hat)
 
     def slots(self) -> tuple[str, ...]:
         return ("m", "v", "v_max") if self.amsgrad else ("m", "v")
@@ -392,7 +420,9 @@ class Adam(_AdamBase):
         return rules.amsgrad if self.amsgrad else rules.adam
 
     def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        return rate / (1.0 - self.beta_1**state.step), *self._moments(state)
+        *moments, root, epsilon = self._moments(state)
+        epsilon = epsilon * root if self.epsilon_hat else epsilon
+        return rate / (1.0 - self.beta_1**state.step), *moments, root, epsilon
 
 
 @dataclass(frozen=True)
@@ -471,6 +501,14 @@ class AdaMax(_AdamBase):
     def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
         b1 = float(self.beta_1)
         return rate / (1.0 - b1**state.step), b1, 1.0 - b1, float(self.beta_2), float(self.epsilon)
+
+
+def _unpickle(
+    place: tuple[str, str], step: int, slots: dict[str, Any], *numbers: Any
+) -> OptimizerState:
+    """A state from a pickle; where its device is missing, on the CPU with a warning."""
+    backend = reopen(*place)
+    return OptimizerState(step, slots, host(), *numbers).on(backend)
 
 
 def _is_array(x: Any) -> bool:

@@ -143,6 +143,8 @@ class Objective:
     grad : array of shape (n_parameters,), optional
         Receives the gradient. Without it there is no backward pass, and no dropout.
     alpha, l1 : float
+    alpha_over_n : bool
+        Divide alpha by the samples of the batch or, if weighted, by their total weight.
     mean : bool
         Average over samples; otherwise sum.
     labels : bool
@@ -165,6 +167,7 @@ class Objective:
         grad: Array | None = None,
         *,
         alpha: float = 0.0,
+        alpha_over_n: bool = False,
         l1: float = 0.0,
         mean: bool = True,
         labels: bool = False,
@@ -195,6 +198,11 @@ class Objective:
         if weighted:
             self.weight = arena.allocate(1)
             self.total_weight = backend.empty((), self.policy.compute)
+        self.alpha_over_weight = alpha_over_n and weighted and self.alpha != 0
+        # The factor of the L2 penalty: a number, or one for each batch, on the device.
+        self.l2: Any = self.alpha / arena.n_rows if alpha_over_n else self.alpha
+        if self.alpha_over_weight:
+            self.l2 = backend.empty((), self.policy.parameter)
         self.classes: Array | None = None
         if labels:
             self.classes = backend.empty((k,), self.policy.compute)
@@ -220,7 +228,7 @@ class Objective:
         value = self._average()
         if self.alpha:
             squares = backend.total_squares(self.weights, self.policy.accumulate)
-            value = value + squares * (0.5 * self.alpha)
+            value = value + squares * (0.5 * self.l2)
         if self.l1:
             backend.elementwise(rules.magnitude)((self.magnitudes,), self.weights)
             value = value + backend.total(self.magnitudes, self.policy.accumulate) * self.l1
@@ -231,7 +239,7 @@ class Objective:
         self.program.backward()
         elementwise, grad, weights = self.backend.elementwise, self.grad_weights, self.weights
         if self.alpha:
-            elementwise(rules.add_l2_gradient)((grad,), grad, weights, self.alpha)
+            elementwise(rules.add_l2_gradient)((grad,), grad, weights, self.l2)
         if self.l1:
             elementwise(rules.add_l1_gradient)((grad,), grad, weights, self.l1)
 
@@ -248,6 +256,8 @@ class Objective:
             backend.copy(backend.total(self.weight, self.policy.accumulate), self.total_weight)
             shares = backend.elementwise(rules.weight_share)
             shares((self.weight,), self.weight, self.total_weight)
+            if self.alpha_over_weight:
+                shares((self.l2,), self.alpha, self.total_weight)
         multiply((elements,), elements, self.weight)
         multiply((d,), d, self.weight)
         return backend.total(elements, self.policy.accumulate)

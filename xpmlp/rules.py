@@ -169,6 +169,13 @@ def squared_error(xp: X, a: V, y: V) -> V2:
     return 0.5 * r * r, r
 
 
+def averaged_squared_error(xp: X, a: V, y: V, share: V) -> V2:
+    # The loss is averaged over the outputs, its derivative is not: what scikit-learn reports and
+    # what it descends on.
+    r = a - y
+    return share * r * r, r
+
+
 def absolute_error(xp: X, a: V, y: V) -> V2:
     r = a - y
     return xp.abs(r), xp.sign(r)
@@ -233,6 +240,60 @@ def categorical_log_loss_from_softmax(xp: X, e: V, z: V, y: V, m: V, s: V, t: V)
     return y * (xp.log(s) - (z - m)), t * (e / s) - y
 
 
+# The focal loss -(1 - p)^gamma log(p) of the true class (Lin et al. 2017, equation 4).
+
+
+def binary_focal(xp: X, a: V, y: V, gamma: V, tiny: V) -> V2:
+    # Probabilities are clipped as in `binary_log_loss`.
+    p = xp.maximum(tiny, xp.minimum(a, 1.0 - tiny))
+    q = 1.0 - p
+    log_p, log_q = xp.log(p), xp.log(q)
+    q_gamma, p_gamma = xp.exp(gamma * log_q), xp.exp(gamma * log_p)
+    loss = -(y * q_gamma * log_p + (1.0 - y) * p_gamma * log_q)
+    slope = y * q_gamma * (gamma * log_p / q - 1.0 / p)
+    slope = slope + (1.0 - y) * p_gamma * (1.0 / q - gamma * log_q / p)
+    return loss, xp.where(p == a, slope, 0.0)
+
+
+def binary_focal_from_logits(xp: X, z: V, y: V, gamma: V) -> V2:
+    e = xp.exp(-xp.abs(z))
+    p = xp.where(z >= 0.0, 1.0, e) / (1.0 + e)
+    q = xp.where(z >= 0.0, e, 1.0) / (1.0 + e)
+    tail = xp.log1p(e)
+    minus_log_p, minus_log_q = xp.maximum(-z, 0.0) + tail, xp.maximum(z, 0.0) + tail
+    on = y * xp.exp(-gamma * minus_log_q)
+    off = (1.0 - y) * xp.exp(-gamma * minus_log_p)
+    slope = off * (gamma * q * minus_log_q + p) - on * (gamma * p * minus_log_p + q)
+    return on * minus_log_p + off * minus_log_q, slope
+
+
+def categorical_focal(xp: X, a: V, y: V, gamma: V, tiny: V) -> V2:
+    p = xp.maximum(tiny, xp.minimum(a, 1.0))
+    q = xp.maximum(1.0 - p, tiny)
+    q_gamma, log_p = xp.exp(gamma * xp.log(q)), xp.log(p)
+    slope = y * q_gamma * (gamma * log_p / q - 1.0 / p)
+    return -y * q_gamma * log_p, xp.where(p == a, slope, 0.0)
+
+
+def categorical_focal_from_softmax(xp: X, z: V, y: V, m: V, s: V, gamma: V) -> V2:
+    # The loss, and h = p d loss / dp. q is bounded away from zero for powers below one.
+    e = xp.exp(z - m)
+    p, minus_log_p = e / s, xp.log(s) - (z - m)
+    q = xp.maximum((s - e) / s, 1e-30)
+    q_gamma = xp.exp(gamma * xp.log(q))
+    return y * q_gamma * minus_log_p, -y * q_gamma * (1.0 + gamma * p * minus_log_p / q)
+
+
+def softmax_backward_from_logits(xp: X, h: V, z: V, m: V, s: V, t: V) -> V:
+    # h = p d loss / dp, t: row sum of h
+    return h - xp.exp(z - m) / s * t
+
+
+def clamp_log_loss(xp: X, loss: V, y: V, low: V, high: V) -> V:
+    # The log loss of a probability that is clipped, where y is the share of the true class.
+    return y * xp.minimum(xp.maximum(loss, low), high)
+
+
 def one_hot(xp: X, label: V, column: V, off: V, on: V) -> V:
     return xp.where(label == column, on + 0.0 * column, off)
 
@@ -294,6 +355,16 @@ def momentum(xp: X, p: V, g: V, v: V, lr: V, mu: V, gain: V) -> V2:
 def nesterov(xp: X, p: V, g: V, v: V, lr: V, mu: V, gain: V) -> V2:
     v = mu * v + gain * g
     return p - lr * (g + mu * v), v
+
+
+def scaled_momentum(xp: X, p: V, g: V, v: V, lr: V, mu: V) -> V2:
+    v = mu * v - lr * g
+    return p + v, v
+
+
+def scaled_nesterov(xp: X, p: V, g: V, v: V, lr: V, mu: V) -> V2:
+    v = mu * v - lr * g
+    return p + (mu * v - lr * g), v
 
 
 def adagrad(xp: X, p: V, g: V, s: V, lr: V, eps: V) -> V2:

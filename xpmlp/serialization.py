@@ -143,14 +143,15 @@ def read_model(
             )
         if not np.isfinite(parameters).all():
             raise ModelFileError(f"{path} holds NaN or infinite parameters")
-        network = Network(n_features, layers, backend=backend, dtype=dtype, seed=seed)
+        network = Network(
+            n_features, layers, backend=backend, dtype=dtype, seed=seed, parameters=parameters
+        )
     except ModelFileError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})") from (
             error
         )
-    network.parameters = parameters
     return network, tensors, description
 
 

@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any
 
 from xpmlp import rules
-from xpmlp.data import Batches, as_matrix, as_target, as_weight
+from xpmlp.data import Batches, as_matrix, as_target, as_weight, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
-from xpmlp.optimizers import Optimizer
+from xpmlp.optimizers import Optimizer, OptimizerState
 from xpmlp.program import Objective, Objectives
 from xpmlp.typing import Array
 
@@ -21,19 +21,22 @@ _EVALUATE_ROWS = 1024
 class Dataset:
     """Checked samples, targets and weights on the network's device."""
 
+    x: Any
+
     def __init__(
         self, network: Network, X: Any, y: Any, weight: Any, loss: Loss, prefix: str = ""
     ) -> None:
         backend, dtype = network.backend, network.dtype
         self.chosen_loss = loss
         self.x = as_matrix(backend, X, f"{prefix}X", dtype, network.n_features)
-        self.n_samples = n = self.x.shape[0]
+        self.n_samples: int = self.x.shape[0]
+        n = self.n_samples
         self.y, self.labels = as_target(backend, y, f"{prefix}y", dtype, loss, n, network.n_outputs)
         self.weight: Array | None = None
         if weight is not None:
             self.weight = as_weight(backend, weight, f"{prefix}sample_weight", dtype, n)
         self._network = network
-        self._blocks = Batches(backend, n, min(n, _EVALUATE_ROWS), 0, shuffle=False)
+        self._blocks = Batches(backend, n, min(n, _EVALUATE_ROWS))
         self._objectives = Objectives(
             network,
             self._blocks.n_rows,
@@ -50,11 +53,11 @@ class Dataset:
 
     def stage(self, indices: Array, objective: Objective) -> None:
         """Gather a batch into the buffers of `objective`."""
-        take_rows = objective.backend.take_rows
-        take_rows(self.x, indices, objective.x)
-        take_rows(self.y, indices, objective.y)
+        backend = objective.backend
+        take_rows(backend, self.x, indices, objective.x)
+        backend.take_rows(self.y, indices, objective.y)
         if self.weight is not None and objective.weight is not None:
-            take_rows(self.weight, indices, objective.weight)
+            backend.take_rows(self.weight, indices, objective.weight)
 
     def loss(self) -> float:
         """The mean loss over all samples, without penalties and dropout."""
@@ -70,7 +73,22 @@ class Dataset:
 
 
 class TrainingStep:
-    """One training step: gather, forward, backward, clip, update."""
+    """One training step: gather, forward, backward, clip, update.
+
+    Parameters
+    ----------
+    network : Network
+    optimizer : Optimizer
+    n_rows : int
+        Rows of a full batch.
+    data : Dataset
+    alpha, l1, clip_norm, clip_value
+        See :func:`xpmlp.fit`.
+    alpha_over_n : bool, default False
+        See :class:`xpmlp.program.Objective`.
+    state : OptimizerState, optional
+        To go on from; default: a fresh one.
+    """
 
     def __init__(
         self,
@@ -79,9 +97,12 @@ class TrainingStep:
         n_rows: int,
         data: Dataset,
         alpha: float,
-        l1: float,
-        clip_norm: float | None,
-        clip_value: float | None,
+        l1: float = 0.0,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        *,
+        alpha_over_n: bool = False,
+        state: OptimizerState | None = None,
     ) -> None:
         self.network, self.optimizer, self.data = network, optimizer, data
         self.clip_norm, self.clip_value = clip_norm, clip_value
@@ -89,13 +110,14 @@ class TrainingStep:
         self.grad = backend.zeros((network.n_parameters,), policy.parameter)
         self.factor = backend.empty((), policy.parameter)
         self.alive: Array | None = None
-        self.state = optimizer.init(network.parameters, network.n_weights, backend)
+        self.state = state or optimizer.init(network.parameters, network.n_weights, backend)
         self.objectives = Objectives(
             network,
             n_rows,
             data.chosen_loss,
             self.grad,
             alpha=alpha,
+            alpha_over_n=alpha_over_n,
             l1=l1,
             labels=data.labels,
             weighted=data.weight is not None,

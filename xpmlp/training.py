@@ -11,7 +11,7 @@ from typing import Any
 from warnings import warn
 
 from xpmlp.callbacks import Callback, ProgressBar
-from xpmlp.data import Batches, batch_rows
+from xpmlp.data import Batches, batch_rows, shuffled
 from xpmlp.errors import NonFiniteLossError, TrainingInterruptedWarning, check_flag, check_number
 from xpmlp.history import History
 from xpmlp.losses import LOSSES, Loss
@@ -154,7 +154,11 @@ def fit(
         step = TrainingStep(
             network, chosen_optimizer, n_rows, data, alpha, l1, clip_norm, clip_value
         )
-        run = Run(network, step, data, held_out, scores, int(epochs), n_rows, shuffle)
+        n = data.n_samples
+        # The order within a batch does not matter, so a single one is not shuffled.
+        order = shuffled(network.seed, n) if shuffle and n_rows < n else None
+        batches = Batches(network.backend, n, n_rows, order)
+        run = Run(network, step, data, held_out, scores, int(epochs), batches)
         run.train([*callbacks, *([ProgressBar()] if verbose else [])])
     return run.history
 
@@ -182,16 +186,15 @@ class Run:
         held_out: Dataset | None,
         scores: list[Metric],
         epochs: int,
-        n_rows: int,
-        shuffle: bool,
+        batches: Batches,
     ) -> None:
         self.network = network
         self.history = History()
-        self.epochs, self.n_samples = epochs, data.n_samples
+        self.epochs, self.n_samples = epochs, batches.n_samples
         self.epoch = self.batch = self.batch_rows = 0
         self._step, self._data, self._held_out, self._scores = step, data, held_out, scores
-        self._batches = Batches(network.backend, data.n_samples, n_rows, network.seed, shuffle)
-        self.n_batches = len(self._batches)
+        self._batches = batches
+        self.n_batches = len(batches)
         self._losses = network.backend.zeros((self.n_batches,), network.policy.accumulate)
         self._prefix = "val_" if held_out else ""
         self.better: dict[str, str | None] = {"loss": "min"}

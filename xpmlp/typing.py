@@ -124,6 +124,7 @@ class Backend(Protocol):
     immediate: bool
     """Whether results are there when a call returns, so that reading one waits for nothing."""
     policies: tuple[DTypePolicy, ...]
+    precisions: tuple[str, ...]
     """The dtype combinations that can be trained."""
 
     @classmethod
