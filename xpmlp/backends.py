@@ -7,7 +7,7 @@ parties add theirs through the entry-point group ``xpmlp.backends``.
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -160,8 +160,11 @@ class ReferenceBackend(Backend):
     def to_host(self, x: Array) -> Any:
         try:
             return host().from_host(x)
-        except (RuntimeError, TypeError, ValueError):  # not in host memory
-            return host().from_host(array_api_compat.to_device(x, "cpu"))
+        except (RuntimeError, TypeError, ValueError) as error:  # not in host memory
+            for device in ("cpu", self.xp.__array_namespace_info__().default_device()):
+                with suppress(Exception):  # every library has errors of its own
+                    return host().from_host(array_api_compat.to_device(x, device))
+            raise error
 
     def read(self, x: Array) -> float:
         return float(cast(Any, x))

@@ -185,7 +185,7 @@ def as_weight(backend: Backend, value: Any, name: str, dtype: str, n_samples: in
         smallest, largest = float(xp.min(weight)), float(xp.max(weight))
         if smallest < 0 or largest == 0:
             raise ValueError(
-                f"{name} must be >= 0 and not all 0, got values from {smallest:g} to {largest:g}"
+                f"{name} must be >= 0 and not all zero, got values from {smallest:g} to {largest:g}"
             )
         cast = backend.empty((n_samples, 1), dtype)
         backend.copy(weight[:, None], cast)
@@ -265,8 +265,16 @@ def blocks(n: int, n_rows: int) -> Iterator[slice]:
 
 
 def like(value: Any, backend: Backend, result: Array) -> Any:
-    """`result` where the caller's `value` lives: on its own device, or on the host."""
-    return result if backend.owns(value) else backend.to_host(result)
+    """`result` in the library and on the device of the caller's `value`; of a list, in NumPy's."""
+    if backend.owns(value):
+        return result
+    hosted = backend.to_host(result)
+    return backend_of(value).from_host(hosted) if is_foreign(value) else hosted
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether `value` is an array of a library other than NumPy."""
+    return bool(array_api_compat.is_array_api_obj(value)) and not host().owns(value)
 
 
 def _real_array(value: Any, name: str) -> Any:

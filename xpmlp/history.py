@@ -37,13 +37,23 @@ class History(Mapping[str, list[float]]):
         return max((len(values) for values in self._values.values()), default=0)
 
     def __repr__(self) -> str:
-        newest = ", ".join(f"{key}={values[-1]:.4g}" for key, values in self._values.items())
+        newest = ", ".join(f"{key}={value:.4g}" for key, value in self.newest().items())
         return f"<History of {self.n_epochs} epochs: {newest}>"
 
     def append(self, values: dict[str, float]) -> None:
         """Add one epoch."""
         for key, value in values.items():
             self._values.setdefault(key, []).append(value)
+
+    def newest(self) -> dict[str, float]:
+        """The values of the newest epoch."""
+        return {key: values[-1] for key, values in self._values.items()}
+
+    def copy(self) -> History:
+        """A history of its own with the same values."""
+        copied = History()
+        copied._values, copied.stopped = self.to_dict(), self.stopped
+        return copied
 
     def to_dict(self) -> dict[str, list[float]]:
         """A dict of lists, one entry an epoch."""

@@ -44,14 +44,14 @@ class Gradient:
         Views of `flat`.
     biases : tuple of array of shape (n_out,), or None where a layer has no bias
         Views of `flat`.
-    inputs : array of shape (n_samples, n_features)
-        With respect to X.
+    inputs : array of shape (n_samples, n_features) or None
+        With respect to X, where it was computed.
     """
 
     flat: Array
     weights: tuple[Array, ...]
     biases: tuple[Array | None, ...]
-    inputs: Array
+    inputs: Array | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Network:
             raise ValueError(f"precision must be {known} on {self.backend!r}, got {precision!r}")
         self.precision = precision
 
-        dense = self._dense = [layer for layer in self.layers if isinstance(layer, Dense)]
+        dense = self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         widths = [self.n_features, *(layer.units for layer in dense)]
         self._shapes = list(pairwise(widths))
         self.n_outputs = widths[-1]
@@ -188,7 +188,7 @@ class Network:
     @property
     def output_activation(self) -> Activation:
         """Activation of the last layer."""
-        activation: Activation = self._dense[-1].activation
+        activation: Activation = self.dense[-1].activation
         return activation
 
     def views(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array | None, ...]]:
@@ -201,7 +201,7 @@ class Network:
             stop = start + math.prod(shape)
             weights.append(reshape(flat[start:stop], shape, copy=False))
             start = stop
-        for layer in self._dense:
+        for layer in self.dense:
             biases.append(flat[start : start + layer.units] if layer.bias else None)
             start += layer.units if layer.bias else 0
         return tuple(weights), tuple(biases)
@@ -230,7 +230,7 @@ class Network:
         """As :meth:`predict`, for a matrix that :func:`xpmlp.data.as_matrix` has returned."""
         backend, n = self.backend, x.shape[0]
         with backend.context():
-            widest = max(self.n_features, *(layer.units for layer in self._dense))
+            widest = max(self.n_features, *(layer.units for layer in self.dense))
             rows = min(n, max(64, _PREDICT_ELEMENTS // widest))
             arena = Arena(backend, rows, self.policy.compute)
             program = Program(self, arena)
@@ -289,7 +289,7 @@ class Network:
         stages = [stage for stage in program.stages if isinstance(stage, DenseStage)]
         return [
             LayerValues(layer, stage.z, stage.a)
-            for layer, stage in zip(self._dense, stages, strict=True)
+            for layer, stage in zip(self.dense, stages, strict=True)
         ]
 
     def loss_and_grad(
@@ -369,7 +369,6 @@ class Network:
                 backend.copy(weight, run.weight)
             value = backend.read(run.forward(batch=int(step)))
             run.backward()
-        assert run.program.dx is not None
         return value, Gradient(grad, *self.views(grad), run.program.dx)
 
     def summary(self) -> str:

@@ -17,7 +17,7 @@ from xpmlp.history import History
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.metrics import Metric, get_metric
 from xpmlp.names import resolve
-from xpmlp.network import Network
+from xpmlp.network import Gradient, Network
 from xpmlp.optimizers import OPTIMIZERS, Optimizer
 from xpmlp.step import Dataset, TrainingStep
 
@@ -187,13 +187,14 @@ class Run:
         scores: list[Metric],
         epochs: int,
         batches: Batches,
+        first_epoch: int = 0,
     ) -> None:
         self.network = network
         self.history = History()
         self.epochs, self.n_samples = epochs, batches.n_samples
         self.epoch = self.batch = self.batch_rows = 0
         self._step, self._data, self._held_out, self._scores = step, data, held_out, scores
-        self._batches = batches
+        self._batches, self._first_epoch = batches, first_epoch
         self.n_batches = len(batches)
         self._losses = network.backend.zeros((self.n_batches,), network.policy.accumulate)
         self._prefix = "val_" if held_out else ""
@@ -208,6 +209,17 @@ class Run:
     def batch_loss(self) -> float:
         """The objective of the current batch; waits for the device."""
         return self.network.backend.read(self._losses[self.batch])
+
+    @property
+    def gradient(self) -> Gradient:
+        """Of the newest step, for which it is valid: live views on the device."""
+        grad = self._step.grad
+        return Gradient(grad, *self.network.views(grad), None)
+
+    @property
+    def _address(self) -> int:
+        """The epoch that addresses dropout masks, which goes on where an earlier run ended."""
+        return self._first_epoch + self.epoch
 
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current step; the first reason is kept."""
@@ -238,7 +250,7 @@ class Run:
         for batch, indices in enumerate(self._batches.epoch(self.epoch)):
             self.batch, self.batch_rows = batch, indices.shape[0]
             rows.append(self.batch_rows)
-            self._losses[batch] = self._step.forward(indices, self.epoch, batch)
+            self._losses[batch] = self._step.forward(indices, self._address, batch)
             if not self.network.backend.immediate:
                 self._step.guard(self._losses[batch])
             elif not math.isfinite(self.batch_loss):
@@ -252,7 +264,7 @@ class Run:
         for batch, value in enumerate(losses):
             if not math.isfinite(value):  # on a device whose results come later
                 again = list(self._batches.epoch(self.epoch))[batch]
-                self._step.forward(again, self.epoch, batch)
+                self._step.forward(again, self._address, batch)
                 self._fail(batch, value)
         if not math.isfinite(self._step.total_of_parameters()):
             raise NonFiniteLossError(

@@ -1,0 +1,20 @@
+"""scikit-learn's checks of an estimator, its array-API checks among them."""
+
+import os
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from xpmlp import MLPClassifier, MLPRegressor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning"),
+    pytest.mark.filterwarnings("ignore:batch_size=.* is larger than:UserWarning"),
+]
+
+
+@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
+def test_check(estimator, check):
+    assert os.environ["SCIPY_ARRAY_API"] == "1"  # or the array-API checks were missing
+    check(estimator)

@@ -1,0 +1,386 @@
+"""What both estimators do: train a network as scikit-learn does, and use it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable as Function
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+from warnings import warn
+
+import array_api_compat
+import numpy as np
+from sklearn import get_config
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, shuffle
+from sklearn.utils.validation import check_is_fitted
+
+from xpmlp import parity
+from xpmlp.backends import backend_of, dtype_name, get_backend, host
+from xpmlp.data import Batches, as_matrix, is_foreign
+from xpmlp.errors import NonFiniteLossError
+from xpmlp.history import History
+from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.lbfgs import FullBatch, minimize
+from xpmlp.metrics import Metric
+from xpmlp.network import Network
+from xpmlp.parameters import Parameters
+from xpmlp.step import Dataset, TrainingStep
+from xpmlp.training import Run
+from xpmlp.validation import checked_X, checked_y, hosted, refuse_masked, take
+
+# What fit sets anew.
+_FITTED = {
+    "network_", "history_", "classes_", "n_outputs_", "n_iter_", "t_", "loss_", "loss_curve_",
+    "best_loss_", "validation_scores_", "best_validation_score_", "_best",
+    "_no_improvement_count", "_optimizer", "_optimizer_state", "_label_binarizer",
+}  # fmt: skip
+
+
+@dataclass(eq=False, repr=False)
+class MLP(Parameters):
+    """Fitting and using, in terms of what a classifier and a regressor say of their targets."""
+
+    # --- What the network holds ----------------------------------------------------------------
+
+    @property
+    def coefs_(self) -> list[Any]:
+        """Weights, live views of the network's: ``coefs_[l]`` has shape ``(n_in, n_out)``."""
+        return [self._shown(weight) for weight in self._trained("coefs_").weights]
+
+    @property
+    def intercepts_(self) -> list[Any]:
+        """Biases, live views of the network's; each None without bias."""
+        biases = self._trained("intercepts_").biases
+        return [bias if bias is None else self._shown(bias) for bias in biases]
+
+    @property
+    def n_layers_(self) -> int:
+        """Layers with units, input and output included."""
+        return len(self._trained("n_layers_").dense) + 1
+
+    @property
+    def out_activation_(self) -> str:
+        """Name of the output activation."""
+        name = self._trained("out_activation_").output_activation.name
+        return "logistic" if name == "sigmoid" else name
+
+    def _trained(self, attribute: str) -> Network:
+        if "network_" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no {attribute} before it is fitted")
+        network: Network = self.network_
+        return network
+
+    def _shown(self, x: Any) -> Any:
+        """An array of the network, in the library of what it was trained on."""
+        return self.network_.backend.to_host(x) if self._trained_on_host else x
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "network_" in self.__dict__
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
+
+    # --- Using a fitted model --------------------------------------------------------------------
+
+    def to(self, device: str) -> Any:
+        """Move the fitted model to another device.
+
+        Parameters
+        ----------
+        device : str
+            As the parameter `device`, which stays as it is.
+
+        Returns
+        -------
+        self
+        """
+        check_is_fitted(self)
+        backend = get_backend(device, fallback=self.fallback)
+        state = self.__dict__.get("_optimizer_state")
+        moved = self.network_.on(backend), state and state.on(backend)
+        self.__dict__["network_"], self.__dict__["_optimizer_state"] = moved
+        return self
+
+    def _scored(self, X: Any, y: Any, sample_weight: Any) -> float:
+        predicted = hosted(self.predict(X))
+        return self._score(hosted(y), predicted, hosted(sample_weight))
+
+    def _output(self, X: Any, method: str) -> Any:
+        """The network's output for X, on its device."""
+        check_is_fitted(self)
+        X = checked_X(self, X, reset=False)
+        if get_config().get("array_api_dispatch") and self.device == "auto":
+            same = not is_foreign(X) if self._trained_on_host else self.network_.backend.owns(X)
+            if not same:
+                raise ValueError(
+                    f"Inputs passed to {type(self).__name__}.{method}() must use the same "
+                    "namespace and the same device as those passed to fit(), got "
+                    f"{type(X).__module__}.{type(X).__name__}"
+                )
+        return self._network_output(X)
+
+    def _network_output(self, X: Any) -> Any:
+        network = self.network_
+        x = as_matrix(network.backend, X, "X", network.dtype, network.n_features)
+        return network.output(x)
+
+    # --- Training ------------------------------------------------------------------------------
+
+    def _fitted(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        X_val: Any = None,
+        y_val: Any = None,
+        incremental: bool = False,
+        classes: Any = None,
+    ) -> Any:
+        """Train a copy, and become it if that succeeds: no failure leaves half a model."""
+        self._check_options(incremental, X_val, y_val)
+        first = "network_" not in self.__dict__ or not (self.warm_start or incremental)
+        trial = object.__new__(type(self))
+        trial.__dict__.update(self.__dict__)
+        if first:
+            for name in _FITTED & trial.__dict__.keys():
+                delattr(trial, name)
+        else:
+            trial.network_ = copy.copy(self.network_)
+            trial.history_ = self.history_.copy()
+            for name in ("loss_curve_", "validation_scores_"):
+                if isinstance(self.__dict__.get(name), list):
+                    setattr(trial, name, list(getattr(self, name)))
+            if incremental and (state := self.__dict__.get("_optimizer_state")):
+                trial._optimizer = copy.deepcopy(self._optimizer)
+                trial._optimizer_state = state.on(state.backend)
+        trial._train(X, y, sample_weight, X_val, y_val, first, incremental, classes)
+        self.__dict__.clear()
+        self.__dict__.update(trial.__dict__)
+        return self
+
+    def _train(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        X_val: Any,
+        y_val: Any,
+        first: bool,
+        incremental: bool,
+        classes: Any,
+    ) -> None:
+        X = checked_X(self, X, reset=first)
+        y = checked_y(self, X, y, "y")
+        if sample_weight is not None:
+            refuse_masked("sample_weight", sample_weight)
+            alike = isinstance(sample_weight, Real)
+            sample_weight = np.full(X.shape[0], sample_weight) if alike else hosted(sample_weight)
+        self._learn_outputs(y, incremental, classes)
+        self._random_state = check_random_state(self.random_state)
+        layers = [*self._hidden_layers(), self._output_layer()]
+        if first:
+            self._start(X, layers)
+        elif tuple(layers) != self.network_.layers:
+            raise ValueError(
+                "training goes on only with the layers it began with, "
+                f"{_in_words(self.network_.layers)}, got {_in_words(layers)}"
+            )
+        network, loss = self.network_, self._loss()
+        weight = self._total_weight(y, sample_weight, incremental)
+        data = Dataset(network, X, self._encode(y), weight, loss)
+        if self.solver == "lbfgs":
+            self._fit_lbfgs(data)
+            return
+        rows, held_out = np.arange(X.shape[0]), None
+        if X_val is not None:
+            refuse_masked("X_val", X_val)
+            X_val = checked_X(self, X_val, reset=False)
+            y_val = checked_y(self, X_val, y_val, "y_val")
+            self._check_known("y_val", y_val)
+            held_out = X_val, y_val, None
+        elif self.early_stopping:
+            rows, left = self._split(y)
+            part = None if sample_weight is None else np.asarray(sample_weight)[left]
+            held_out = take(X, left), y[left], part
+        train_score = (lambda: self._evaluate(X, y, None)) if X_val is not None else None
+        self._fit_stochastic(data, rows, held_out, incremental, train_score)
+
+    def _start(self, X: Any, layers: list[Layer]) -> None:
+        """A new network, and the attributes as they are before the first epoch."""
+        self._trained_on_host = not is_foreign(X)
+        dense = [layer for layer in layers if isinstance(layer, Dense)]
+        dtype = self.dtype or ("float32" if dtype_name(X) == "float32" else "float64")
+        theirs = isinstance(self.activation, str) and self.activation in parity.ACTIVATION_NAMES
+        parameters = None
+        if theirs and self.layers is None:
+            widths = [X.shape[1], *(layer.units for layer in dense)]
+            drawn = parity.initial_parameters(
+                self._random_state, widths, self.activation, bool(self.bias)
+            )
+            parameters = drawn.astype(dtype)
+        if self.solver == "lbfgs" and self.dtype is None:
+            dtype = "float64"  # where scikit-learn computes, after rounding to the dtype of X
+        seed = 0
+        if parameters is None or any(isinstance(layer, Dropout) for layer in layers):
+            seed = int(self._random_state.randint(2**31 - 1))
+        place = {"device": self.device, "backend": self.backend, "fallback": self.fallback}
+        if is_foreign(X) and self.device == "auto" and self.backend is None:
+            writable = array_api_compat.is_writeable_array(X)
+            place = {"backend": backend_of(X) if writable else host()}
+        self.network_ = Network(
+            X.shape[1],
+            layers,
+            dtype=dtype,
+            precision=self.precision,
+            seed=seed,
+            parameters=parameters,
+            **place,
+        )
+        if self.verbose and self.network_.device != "cpu":
+            print(f"Training on {self.network_.device}")
+        self.history_ = History()
+        self.n_iter_ = self.t_ = 0
+        if self.solver != "lbfgs":
+            self.loss_curve_: list[float] = []
+
+    def _split(self, y: Any) -> tuple[Any, Any]:
+        """Rows to train and rows to validate on, as scikit-learn draws them."""
+        rows, left = train_test_split(
+            np.arange(y.shape[0]),
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=self._strata(y),
+        )
+        if len(left) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
+            )
+        return rows, left
+
+    def _fit_stochastic(
+        self,
+        data: Dataset,
+        rows: Any,
+        held_out: tuple[Any, Any, Any] | None,
+        incremental: bool,
+        train_score: Function[[], float] | None,
+    ) -> None:
+        network, n = self.network_, len(rows)
+        batch_size = 200 if self.batch_size == "auto" else int(self.batch_size)
+        if self.batch_size != "auto" and batch_size > n:
+            warn(f"batch_size={batch_size} is larger than the {n} samples and is clipped to them")
+        order = np.arange(n)
+
+        def draw(epoch: int) -> Any:
+            nonlocal order
+            if self.shuffle:
+                order = shuffle(order, random_state=self._random_state)
+            return rows[order]
+
+        batches = Batches(network.backend, n, min(batch_size, n), draw)
+        epochs = 1 if incremental else int(self.max_iter)
+        if not incremental or "_optimizer" not in self.__dict__:
+            self._optimizer = self._new_optimizer()
+            self._optimizer_state = None
+            if not incremental:
+                self._optimizer = self._optimizer.over(epochs * len(batches))
+        validation, scores = None, []
+        if held_out is not None:
+            X_val, y_val, weight = held_out
+            targets = self._encode(y_val)
+            validation = Dataset(network, X_val, targets, weight, data.chosen_loss, "validation ")
+            scores = self._metrics(X_val, y_val, weight)
+        ends = parity.Epochs(self, self._monitored(), incremental, train_score)
+        start = len(self.loss_curve_)
+        with network.backend.context():
+            step = TrainingStep(
+                network,
+                self._optimizer,
+                batches.n_rows,
+                data,
+                float(self.alpha),
+                float(self.l1),
+                self.clip_norm,
+                alpha_over_n=True,
+                state=self._optimizer_state,
+            )
+            self._optimizer_state = step.state
+            run = Run(network, step, data, validation, scores, epochs, batches, start)
+            self.n_iter_ = 0
+            try:
+                run.train([ends, *(self.callbacks or ())])
+            except NonFiniteLossError as error:
+                ends.diverged(run, error)
+
+    def _fit_lbfgs(self, data: Dataset) -> None:
+        self.n_iter_ = 0
+
+        def report(value: float) -> None:
+            self.n_iter_ += 1
+            self.history_.append({"loss": value})
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {value:.8f}")
+
+        objective = FullBatch(self.network_, data, self.alpha)
+        found = minimize(
+            objective, max_iter=self.max_iter, max_fun=self.max_fun, tol=self.tol, callback=report
+        )
+        if not (np.isfinite(found.x).all() and math.isfinite(found.fun)):
+            raise ValueError(f"{parity.NOT_FINITE} The loss became {found.fun}.")
+        self.n_iter_, self.loss_ = min(int(found.nit), self.max_iter), float(found.fun)
+        if found.status != 0:
+            warn(
+                f"lbfgs failed to converge after {self.n_iter_} iteration(s), max_iter="
+                f"{self.max_iter}, max_fun={self.max_fun}: {found.message}",
+                ConvergenceWarning,
+            )
+
+    def _metrics(self, X: Any, y: Any, weight: Any) -> list[Metric]:
+        """The score of the validation data, and what else is monitored."""
+
+        def score(y_true: Any, output: Any) -> float:
+            return self._score_of_output(y, output, weight)
+
+        metrics = [Metric("score", score, True, False)]
+        monitored = self._monitored()
+        if monitored not in ("loss", "val_loss", "val_score"):
+            scorer = get_scorer(self.monitor)
+
+            def monitor(y_true: Any, output: Any) -> float:
+                # The validated X has no feature names to be compared.
+                nameless = object.__new__(type(self))
+                nameless.__dict__.update(self.__dict__)
+                nameless.__dict__.pop("feature_names_in_", None)
+                return float(scorer(nameless, X, y))
+
+            metrics.append(Metric(monitored.removeprefix("val_"), monitor, True, False))
+        return metrics
+
+    def _evaluate(self, X: Any, y: Any, weight: Any) -> float:
+        output = self.network_.backend.to_host(self._network_output(X))
+        return self._score_of_output(y, output, weight)
+
+    def _score_of_output(self, y: Any, output: Any, weight: Any) -> float:
+        if not np.isfinite(output).all():
+            return math.nan
+        output = output if output.ndim == 2 else output[:, None]
+        return self._score(y, self._decode(output), weight)
+
+    def _can_go_on(self) -> bool:
+        if self.solver == "lbfgs":
+            raise AttributeError("partial_fit needs a stochastic solver, got solver='lbfgs'")
+        return True
+
+
+def _in_words(layers: Sequence[Layer]) -> str:
+    return ", ".join(str(layer) for layer in layers)

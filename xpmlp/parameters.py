@@ -1,0 +1,220 @@
+"""The constructor's parameters of the estimators, and the objects they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable as Function
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+from xpmlp.activations import ACTIVATIONS, Activation
+from xpmlp.callbacks import Callback
+from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.optimizers import OPTIMIZERS, Optimizer
+from xpmlp.parity import ACTIVATION_NAMES, Rate
+from xpmlp.schedules import SCHEDULES
+
+_RATES = ("constant", "invscaling", "adaptive")
+_POSITIVE = Interval(Real, 0, None, closed="neither")
+_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+BELOW_ONE = Interval(Real, 0, 1, closed="left")
+_COUNT = Interval(Integral, 1, None, closed="left")
+
+
+@dataclass(eq=False, repr=False)
+class Parameters(BaseEstimator):
+    """What both estimators share: each field is a parameter of the constructor."""
+
+    _: KW_ONLY
+    solver: str | Optimizer = "adam"
+    alpha: float = 0.0001
+    batch_size: int | str = "auto"
+    learning_rate: str | Function[[int], float] = "constant"
+    learning_rate_init: float = 0.001
+    power_t: float = 0.5
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: Any = None
+    tol: float = 1e-4
+    verbose: bool | int = False
+    warm_start: bool = False
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    n_iter_no_change: float = 10
+    max_fun: int = 15000
+    dropout: float | Sequence[float] = 0.0
+    bias: bool = True
+    layers: Sequence[Layer] | None = None
+    l1: float = 0.0
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    monitor: str | Function[..., float] | None = None
+    callbacks: Sequence[Callback] | None = None
+    device: str = "auto"
+    backend: Any = None
+    dtype: Any = None
+    precision: str = "ieee"
+    fallback: bool = True
+
+    _parameter_constraints = {
+        "hidden_layer_sizes": ["array-like", _COUNT],
+        "activation": [
+            StrOptions({*ACTIVATION_NAMES, *ACTIVATIONS}),
+            Activation,
+            list,
+            tuple,
+        ],
+        "solver": [StrOptions({"lbfgs", *OPTIMIZERS}), Optimizer],
+        "alpha": [_NOT_NEGATIVE],
+        "batch_size": [StrOptions({"auto"}), _COUNT],
+        "learning_rate": [StrOptions({*_RATES, *SCHEDULES}), callable],
+        "learning_rate_init": [_POSITIVE],
+        "power_t": [_NOT_NEGATIVE],
+        "max_iter": [_COUNT],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [_NOT_NEGATIVE],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [BELOW_ONE],
+        "beta_1": [BELOW_ONE],
+        "beta_2": [BELOW_ONE],
+        "epsilon": [_POSITIVE],
+        "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
+        "max_fun": [_COUNT],
+        "dropout": [BELOW_ONE, list, tuple],
+        "bias": ["boolean"],
+        "layers": [list, tuple, None],
+        "l1": [_NOT_NEGATIVE],
+        "weight_decay": [_NOT_NEGATIVE, None],
+        "clip_norm": [_POSITIVE, None],
+        "monitor": [str, callable, None],
+        "callbacks": [list, tuple, None],
+        "device": [str],
+        "precision": [str],
+        "fallback": ["boolean"],
+    }
+
+    def _check_options(self, incremental: bool, X_val: Any, y_val: Any) -> None:
+        """Refuse options that cannot apply; scikit-learn's own are ignored where it does so."""
+        solver, rate = self.solver, self.learning_rate
+        given = {
+            "dropout": bool(np.any(np.asarray(self.dropout, dtype=object) != 0)),
+            "l1": self.l1 != 0,
+            "clip_norm": self.clip_norm is not None,
+            "weight_decay": self.weight_decay is not None,
+            "monitor": self.monitor is not None,
+            "callbacks": bool(self.callbacks),
+            "X_val": X_val is not None,
+            "learning_rate": callable(rate) or rate not in _RATES,
+        }
+        if solver == "lbfgs":
+            given["dropout"] |= any(isinstance(layer, Dropout) for layer in self.layers or ())
+            for name in [name for name in given if given[name]]:
+                raise ValueError(f"{name} cannot be used with solver='lbfgs'")
+        initial = self.learning_rate_init != 0.001
+        if isinstance(solver, Optimizer):
+            for name in ("learning_rate", "learning_rate_init", "weight_decay"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name} belongs into the solver, where that is {solver!r}")
+        elif callable(rate) and initial:
+            raise ValueError(
+                f"learning_rate_init belongs into learning_rate, where that is {rate!r}"
+            )
+        if incremental and self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val must be given together")
+        validated = X_val is not None or self.early_stopping
+        if not validated and self._monitored() != "loss":
+            raise ValueError(
+                f"monitor={self.monitor!r} needs validation data: early_stopping=True, or "
+                "X_val and y_val"
+            )
+        for callback in self.callbacks or ():
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must hold instances of Callback, got {callback!r}")
+
+    def _hidden_layers(self) -> list[Layer]:
+        if self.layers is not None:
+            for name in ("hidden_layer_sizes", "activation", "dropout", "bias"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{name} cannot be used with layers, which takes its place")
+            for index, layer in enumerate(self.layers):
+                if not isinstance(layer, Dense | Dropout):
+                    raise TypeError(f"layers[{index}] must be Dense or Dropout, got {layer!r}")
+            return list(self.layers)
+        sizes = self.hidden_layer_sizes
+        sizes = list(sizes) if np.iterable(sizes) else [sizes]
+        if any(not isinstance(size, Integral) or size <= 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+        activations = _one_for_each("activation", self.activation, len(sizes))
+        rates = self.dropout
+        if not np.iterable(rates):
+            rates = [0.0, *[rates] * len(sizes)]
+        rates = _one_for_each("dropout", rates, len(sizes) + 1)
+        stack: list[Layer] = [Dropout(rates[0])] if rates[0] else []
+        for size, activation, rate in zip(sizes, activations, rates[1:], strict=True):
+            stack.append(Dense(size, _activation(activation), bool(self.bias)))
+            stack += [Dropout(rate)] if rate else []
+        return stack
+
+    def _new_optimizer(self) -> Optimizer:
+        if isinstance(self.solver, Optimizer):
+            return self.solver
+        rate, initial = self.learning_rate, self.learning_rate_init
+        if not callable(rate) and rate not in _RATES:
+            rate = SCHEDULES[rate](initial)
+        elif not callable(rate):
+            # scikit-learn's Adam keeps its rate, whatever `learning_rate` is.
+            kind = "constant" if self.solver == "adam" else rate
+            rate = Rate(kind, initial, self.power_t)
+        options: dict[str, Any] = {}
+        if self.weight_decay is not None:
+            options["weight_decay"] = self.weight_decay
+        if self.solver == "sgd" and self.momentum:
+            options |= {"momentum": self.momentum, "rate_in_velocity": True}
+            options["nesterov"] = bool(self.nesterovs_momentum)
+        if self.solver in ("adam", "adamw", "nadam", "adamax"):
+            options |= {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        if self.solver == "adam":
+            options["epsilon_hat"] = True
+        optimizer: Optimizer = OPTIMIZERS[self.solver](rate, **options)
+        return optimizer
+
+    def _monitored(self) -> str:
+        """The key of the history whose improvement keeps training going."""
+        monitor = self.monitor
+        if monitor is None:
+            return "val_score" if self.early_stopping else "loss"
+        if monitor in ("loss", "val_loss", "val_score"):
+            return str(monitor)
+        name = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", "monitor")
+        return f"val_{name}"
+
+
+def _one_for_each(name: str, values: Any, n: int) -> list[Any]:
+    """`values` as a list of `n`, where one value stands for all."""
+    if isinstance(values, str | Activation):
+        return [values] * n
+    values = list(values)
+    if len(values) != n:
+        raise ValueError(f"{name} must be one value or {n}, got {len(values)}: {values}")
+    return values
+
+
+def _activation(value: Any) -> Any:
+    return ACTIVATION_NAMES.get(value, value) if isinstance(value, str) else value
