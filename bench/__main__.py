@@ -1,9 +1,10 @@
-"""``python -m bench cpu`` and ``python -m bench accuracy``, from the root of a checkout."""
+"""``python -m bench cpu``, ``accuracy`` and ``parity``, from the root of a checkout."""
 
 import click
 
 from bench.accuracy import accuracy
 from bench.cpu import cpu
+from bench.parity import parity
 
 
 @click.group()
@@ -13,6 +14,7 @@ def main() -> None:
 
 main.add_command(cpu)
 main.add_command(accuracy)
+main.add_command(parity)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

@@ -10,12 +10,17 @@ from importlib.metadata import EntryPoint
 import array_api_compat.numpy
 import numpy as np
 import pytest
+from scipy import sparse
 
 import xpmlp.backends as backends
 from xpmlp import BackendUnavailableError, DeviceFallbackWarning, Network, available_backends
 from xpmlp.backends import ReferenceBackend, backend_of, get_backend
 from xpmlp.callbacks import EarlyStopping
+from xpmlp.data import Batches
 from xpmlp.layers import Dense, Dropout
+from xpmlp.losses import Focal
+from xpmlp.optimizers import Adam
+from xpmlp.step import Dataset, TrainingStep
 from xpmlp.training import fit
 
 no_gpu = pytest.mark.skipif(
@@ -262,6 +267,46 @@ def test_every_primitive_runs_in_the_context_of_its_device():
     copy.deepcopy(network).predict(X)
     network.forward(X)
     network.trace(X)
+
+
+def test_steps_of_sparse_rows_and_divided_penalties_run_in_that_context():
+    backend = Entered()
+    network = Network(2, [Dense(3, "relu"), Dense(3, "softmax")], backend=backend,
+                      parameters=np.ones(21))  # fmt: skip
+    X, y, weight = sparse.csr_array(np.eye(7, 2)), np.arange(7) % 3, np.ones(7)
+    network.loss_and_grad(X, y, "focal", sample_weight=weight)
+    fit(network, X, y, loss="focal", validation=(X, y), batch_size=3, epochs=2, verbose=0)
+    for call in (network.predict, network.forward, network.trace):
+        call(X)
+    with backend.context():
+        data = Dataset(network, X, y, weight, Focal())
+        step = TrainingStep(network, Adam(), 3, data, 0.1, alpha_over_n=True)
+        for indices in Batches(backend, 7, 3).epoch(0):
+            step.forward(indices, 0, 0)
+            step.backward()
+
+
+@pytest.mark.parametrize("move", ["network", "state"])
+def test_what_moves_to_a_device_enters_its_context(move):
+    backend, cpu = Entered(), get_backend("cpu")
+    if move == "network":
+        assert Network(2, [Dense(1)], device="cpu").on(backend).backend is backend
+    else:
+        assert Adam().init(np.ones(3), backend=cpu).on(backend).backend is backend
+
+
+def test_a_pickle_reopens_the_adapter_it_was_written_on():
+    cpu = get_backend("cpu")
+    assert backends.reopen("cpu", "numpy") is cpu
+    with pytest.warns(DeviceFallbackWarning, match="the adapter 'abaci' is not installed") as seen:
+        assert backends.reopen("abacus", "abaci") is cpu
+    assert len(seen) == 1
+
+
+@no_gpu
+def test_a_pickle_from_a_gpu_opens_on_the_cpu_with_the_reason():
+    with pytest.warns(DeviceFallbackWarning, match="device='cuda', backend='cupy' .*CuPy.*CPU"):
+        assert backends.reopen("cuda", "cupy") is get_backend("cpu")
 
 
 def test_an_unknown_library_gets_the_reference_adapter(backend):

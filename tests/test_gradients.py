@@ -15,12 +15,21 @@ import pytest
 from xpmlp import Dense, Dropout, Network
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import get_backend
-from xpmlp.losses import LOSSES, AbsoluteError, Huber, LogLoss, Poisson, Quantile, SquaredError
+from xpmlp.losses import (
+    LOSSES,
+    AbsoluteError,
+    Focal,
+    Huber,
+    LogLoss,
+    Poisson,
+    Quantile,
+    SquaredError,
+)
 
 CPU = get_backend("cpu", "numpy")
 ALL_ACTIVATIONS = sorted({cls.name for cls in ACTIVATIONS.values()})
 
-DELTA, QUANTILE, SMOOTHING = 0.7, 0.3, 0.2
+DELTA, QUANTILE, SMOOTHING, GAMMA = 0.7, 0.3, 0.2, 1.5
 CASES = {
     "squared_error": SquaredError(),
     "absolute_error": AbsoluteError(),
@@ -33,9 +42,16 @@ CASES = {
     "log_loss, smooth": LogLoss(label_smoothing=SMOOTHING),
     "log_loss, smooth multiclass": LogLoss(label_smoothing=SMOOTHING, multiclass=True),
     "log_loss, smooth binary": LogLoss(label_smoothing=SMOOTHING, multiclass=False),
+    "focal": Focal(gamma=GAMMA),
+    "focal, multiclass": Focal(gamma=GAMMA, multiclass=True),
+    "focal, smooth multiclass": Focal(gamma=GAMMA, label_smoothing=SMOOTHING, multiclass=True),
+    "focal, smooth binary": Focal(gamma=GAMMA, label_smoothing=SMOOTHING, multiclass=False),
 }
+OF_PROBABILITIES = ("log_loss", "focal")
 # Left to autograd, which is much faster than difference quotients.
-AUTOGRAD_ONLY = ("log_loss, smooth multiclass", "log_loss, smooth binary")
+AUTOGRAD_ONLY = [
+    f"{loss}, smooth {kind}" for loss in OF_PROBABILITIES for kind in ("multiclass", "binary")
+]
 KINDS = ("one", "several", "labels")
 LOSS_KINDS = [
     (case, kind)
@@ -105,7 +121,7 @@ def draw_target(
     shape = (n_samples,) if kind == "one" else (n_samples, k)
     if case == "poisson":
         return draw.poisson(1.5, size=shape).astype(float)
-    if case.startswith("log_loss"):
+    if case.startswith(OF_PROBABILITIES):
         # The ends 0 and 1 among values between; rows of several outputs do not add up to 1.
         return np.clip(draw.uniform(-0.3, 1.3, size=shape), 0.0, 1.0)
     return draw.normal(size=shape)
@@ -129,7 +145,7 @@ def is_smooth(network: Network, X: np.ndarray, y: np.ndarray, case: str) -> bool
     if case == "poisson":
         inside, distance = a > 0, np.abs(a)
         leaves = output not in ("exp", "softplus", "sigmoid", "softmax")
-    elif case.startswith("log_loss"):
+    elif case.startswith(OF_PROBABILITIES):
         inside, distance = (a > 0) & (a < 1), np.minimum(np.abs(a), np.abs(1 - a))
         leaves = output not in ("sigmoid", "softmax")
     else:
@@ -146,7 +162,7 @@ def hidden_problem(activation: str, case: str, kind: str) -> Problem:
     output = "identity"
     if case == "poisson":
         output = "softplus"
-    elif case.startswith("log_loss"):
+    elif case.startswith(OF_PROBABILITIES):
         output = "sigmoid" if k == 1 or "binary" in case else "softmax"
     return make_problem([Dense(3, activation), Dense(k, output)], case, kind)
 
@@ -261,6 +277,10 @@ SELECTION = [
     ("tanh", "sigmoid", "log_loss, multiclass", "labels", VARIANTS["penalised"]),
     ("exp", "identity", "log_loss, smooth multiclass", "several", VARIANTS["summed"]),
     ("softmax", "relu", "log_loss, smooth binary", "labels", EVERYTHING),
+    ("tanh", "sigmoid", "focal", "one", EVERYTHING),
+    ("silu", "softmax", "focal", "several", VARIANTS["penalised"]),
+    ("gelu", "softplus", "focal, multiclass", "labels", EVERYTHING | {"reduction": "sum"}),
+    ("relu", "softmax", "focal, smooth binary", "several", VARIANTS["weighted"]),
 ]
 
 
@@ -372,11 +392,14 @@ def torch_losses(torch: Any, case: str, softmax_output: bool, a: Any, y: Any) ->
         multiclass = "multiclass" in case or ("binary" not in case and softmax_output)
         if "smooth" in case:
             y = (1 - SMOOTHING) * y + SMOOTHING / (a.shape[1] if multiclass else 2)
+        gamma = GAMMA if "focal" in case else 0.0
         if multiclass:
-            elements = -y * torch.log(torch.clamp(a, eps, 1))
+            p = torch.clamp(a, eps, 1)
+            elements = -y * torch.clamp(1 - p, min=eps) ** gamma * torch.log(p)
         else:
             p = torch.clamp(a, eps, 1 - eps)
-            elements = -y * torch.log(p) - (1 - y) * torch.log(1 - p)
+            elements = -y * (1 - p) ** gamma * torch.log(p)
+            elements = elements - (1 - y) * p**gamma * torch.log(1 - p)
     return elements.sum(dim=1)
 
 

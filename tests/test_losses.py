@@ -21,6 +21,7 @@ from xpmlp.backends import Backend, host
 from xpmlp.losses import (
     LOSSES,
     AbsoluteError,
+    Focal,
     Huber,
     LogLoss,
     Loss,
@@ -107,6 +108,25 @@ def cross_entropy(a: np.ndarray, y: np.ndarray) -> np.ndarray:
     return -special.xlogy(y, a)
 
 
+def focal(a: np.ndarray, y: np.ndarray, gamma: float = 2.0) -> np.ndarray:
+    return (1 - a) ** gamma * -special.xlogy(y, a) - a**gamma * special.xlogy(1 - y, 1 - a)
+
+
+def focal_of_classes(a: np.ndarray, y: np.ndarray, gamma: float = 2.0) -> np.ndarray:
+    return (1 - a) ** gamma * cross_entropy(a, y)
+
+
+def focal_torch(F: Any, z: Any, y: Any) -> Any:
+    p, q = z.sigmoid(), (-z).sigmoid()
+    loss = y * q**2 * F.logsigmoid(z) + (1 - y) * p**2 * F.logsigmoid(-z)
+    return -loss.sum() / z.shape[0]
+
+
+def focal_of_classes_torch(F: Any, z: Any, y: Any) -> Any:
+    log_p = F.log_softmax(z, dim=1)
+    return -(y * (1 - log_p.exp()) ** 2 * log_p).sum() / z.shape[0]
+
+
 def poisson_torch(F: Any, z: Any, y: Any) -> Any:
     # PyTorch leaves out the terms that do not depend on the prediction.
     constant = special.xlogy(y.numpy(), y.numpy()).sum() - y.numpy().sum()
@@ -165,6 +185,28 @@ CASES = {
         LogLoss(multiclass=True),
         "softplus",
         lambda a, y: -special.xlogy(y, np.minimum(a, 1)),
+        "fractions",
+    ),
+    "focal one output": Case(Focal(), "sigmoid", focal, "fractions", focal_torch, n_outputs=1),
+    "focal sigmoid": Case(Focal(), "sigmoid", focal, "fractions", focal_torch),
+    "focal softmax": Case(Focal(), "softmax", focal_of_classes, "shares", focal_of_classes_torch),
+    "focal softmax, rows of any sum": Case(
+        Focal(), "softmax", focal_of_classes, "fractions", focal_of_classes_torch
+    ),
+    "focal 0.5 sigmoid": Case(
+        Focal(gamma=0.5), "sigmoid", lambda a, y: focal(a, y, 0.5), "fractions"
+    ),
+    "focal 3.5 softmax": Case(
+        Focal(gamma=3.5), "softmax", lambda a, y: focal_of_classes(a, y, 3.5), "shares"
+    ),
+    "focal multiclass sigmoid": Case(
+        Focal(multiclass=True), "sigmoid", focal_of_classes, "fractions"
+    ),
+    "focal multilabel softmax": Case(Focal(multiclass=False), "softmax", focal, "fractions"),
+    "focal multiclass softplus": Case(
+        Focal(multiclass=True),
+        "softplus",
+        lambda a, y: focal_of_classes(np.minimum(a, 1), y),
         "fractions",
     ),
 }
@@ -307,6 +349,33 @@ def test_value_and_derivative_by_hand(loss, prediction, y, value, slope, backend
     np.testing.assert_allclose(gradient, [slope], rtol=1e-15, atol=1e-15)
 
 
+def with_gamma_zero() -> dict[str, tuple[Loss, Case]]:
+    cases = {name: case for name, case in CASES.items() if isinstance(case.loss, LogLoss)}
+    return {
+        name: (Focal(gamma=0, multiclass=case.loss.multiclass), case)
+        for name, case in cases.items()
+        if not isinstance(case.loss, Focal)
+    }
+
+
+@pytest.mark.parametrize(("loss", "case"), with_gamma_zero().values(), ids=with_gamma_zero().keys())
+def test_the_focal_loss_of_gamma_zero_is_the_log_loss(loss, case, backend):
+    z, y = data(case)
+    value, slope = evaluate(loss, z, y, case.activation, backend=backend)
+    expected, expected_slope = evaluate(case.loss, z, y, case.activation, backend=backend)
+    assert value == pytest.approx(expected, rel=1e-14)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(("gamma", "share"), [(1.0, 0.1), (2.0, 0.01), (5.0, 1e-5)])
+def test_a_row_right_at_nine_tenths_counts_for_a_power_of_a_tenth(gamma, share, backend):
+    # The example of the paper: with gamma = 2 such a row has a hundredth of its log loss.
+    binary, classes = [[math.log(9)]], [[math.log(9), 0.0]]
+    for z, y, activation in ((binary, [1], "sigmoid"), (classes, [0], "softmax")):
+        value, _ = evaluate(Focal(gamma=gamma), z, y, activation, backend=backend)
+        assert value == pytest.approx(-share * math.log(0.9), rel=1e-13)
+
+
 def test_the_error_term_of_matching_pairs_is_prediction_minus_target(backend, rng):
     # (BP1) collapses; one of the documents has the sign the other way round.
     z = rng.normal(size=(N_SAMPLES, N_OUTPUTS))
@@ -387,27 +456,102 @@ def test_log_loss_from_a_softmax_at_extremes(row, true, dtype, backend):
     np.testing.assert_allclose(slope[0], special.softmax(z) - y, rtol=16 * eps, atol=4 * eps)
 
 
+GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
+
+
 @each_dtype
-def test_a_certain_and_right_prediction_costs_nothing(dtype, backend):
-    value, slope = evaluate("log_loss", [[1e4], [-1e4]], [1, 0], "sigmoid",
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("y", [0.0, 1.0, 0.25])
+def test_focal_loss_from_a_sigmoid_at_extremes(y, gamma, dtype, backend):
+    for logit in EXTREME.tolist():
+        value, slope = evaluate(
+            Focal(gamma=gamma), [logit], [[y]], "sigmoid", backend=backend, dtype=dtype
+        )
+        (z,) = logit
+        p, q = special.expit(z), special.expit(-z)
+        minus_log_p, minus_log_q = np.logaddexp(0, -z), np.logaddexp(0, z)
+        on, off = y * q**gamma, (1 - y) * p**gamma
+        # What is exp(gamma log q) loses digits in proportion to the exponent.
+        eps = (1 + 60 * gamma) * float(np.finfo(dtype).eps)
+        assert value == pytest.approx(
+            on * minus_log_p + off * minus_log_q, rel=8 * eps, abs=1e-44
+        ), z
+        expected = off * (gamma * q * minus_log_q + p) - on * (gamma * p * minus_log_p + q)
+        assert float(slope[0, 0]) == pytest.approx(expected, rel=8 * eps, abs=2 * eps), z
+
+
+@each_dtype
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("row", [
+    [1e4, -1e4, 0.0, 1e4],
+    [-1e4, -1e4, -1e4, -1e4],
+    [0.0, -50.0, -104.0, -16.0],
+    [40.0, 0.0, 0.0, 0.0],
+    [1e4, 9999.0, 9998.0, -1.0],
+    [-0.0, 0.0, 1e-8, -1e-8],
+])  # fmt: skip
+def test_focal_loss_from_a_softmax_at_extremes(row, gamma, dtype, backend):
+    z = np.array(row, dtype).astype("float64")
+    eps = float(np.finfo(dtype).eps)
+    for true in range(4):
+        value, slope = evaluate(
+            Focal(gamma=gamma), [row], [np.eye(4)[true]], "softmax", backend=backend, dtype=dtype
+        )
+        log_p = special.log_softmax(z)
+        p, log_p = np.exp(log_p), log_p[true]
+        q = np.delete(p, true).sum()
+        assert value == pytest.approx(q**gamma * -log_p, rel=80 * eps, abs=4 * eps)
+        h = -(q**gamma) - gamma * p[true] * (q ** (gamma - 1) * -log_p if q else 0.0)
+        expected = -p * h
+        expected[true] = q * h
+        np.testing.assert_allclose(slope[0], expected, rtol=80 * eps, atol=16 * eps)
+
+
+@each_dtype
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 2.0, 50.0])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "identity", "softplus"])
+@pytest.mark.parametrize("multiclass", [None, True, False])
+def test_the_focal_loss_of_any_prediction_is_finite(multiclass, activation, gamma, dtype, backend):
+    loss = Focal(gamma=gamma, multiclass=multiclass)
+    ends = [-1e30, -1e4, -20.0, -1e-30, 0.0, 1e-30, 1e-4, 0.5, 1.0, 20.0, 1e4, 1e30]
+    z = np.array(list(zip(ends, reversed(ends), strict=True)))
+    for y in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5]):
+        value, slope = evaluate(
+            loss, z, np.tile(y, (len(z), 1)), activation, backend=backend, dtype=dtype
+        )
+        assert 0.0 <= value < math.inf
+        assert np.isfinite(slope).all()
+
+
+@each_dtype
+@pytest.mark.parametrize("loss", ["log_loss", "focal", Focal(gamma=0.5)])
+def test_a_certain_and_right_prediction_costs_nothing(loss, dtype, backend):
+    value, slope = evaluate(loss, [[1e4], [-1e4]], [1, 0], "sigmoid",
                             backend=backend, dtype=dtype)  # fmt: skip
     assert (value, slope.any()) == (0.0, False)
-    value, slope = evaluate("log_loss", [[1e4, -1e4], [-1e4, 1e4]], [0, 1], "softmax",
+    value, slope = evaluate(loss, [[1e4, -1e4], [-1e4, 1e4]], [0, 1], "softmax",
                             backend=backend, dtype=dtype)  # fmt: skip
     assert (value, slope.any()) == (0.0, False)
 
 
 @each_dtype
-def test_probabilities_of_zero_and_one_are_clipped(dtype, backend):
+def test_a_certain_and_wrong_prediction_costs_its_log_loss(dtype, backend):
+    for z, y, activation in (([[-1e4]], [1], "sigmoid"), ([[-1e4, 0.0]], [0], "softmax")):
+        value, slope = evaluate("focal", z, y, activation, backend=backend, dtype=dtype)
+        assert value == 1e4
+        assert slope[0, 0] == -1.0
+
+
+@each_dtype
+@pytest.mark.parametrize("cls", [LogLoss, Focal])
+def test_probabilities_of_zero_and_one_are_clipped(cls, dtype, backend):
     # Not from logits, so a probability can be 0: the loss is that of the spacing at 1.
     eps = float(np.finfo(dtype).eps)
-    value, slope = evaluate(
-        LogLoss(), [[0.0], [1.0]], [1, 0], "identity", backend=backend, dtype=dtype
-    )
+    value, slope = evaluate(cls(), [[0.0], [1.0]], [1, 0], "identity", backend=backend, dtype=dtype)
     assert value == pytest.approx(-math.log(eps), rel=1e-6)
     assert not slope.any()
     value, slope = evaluate(
-        LogLoss(multiclass=True), [[0.0, 1.0]], [[1.0, 0.0]], backend=backend, dtype=dtype
+        cls(multiclass=True), [[0.0, 1.0]], [[1.0, 0.0]], backend=backend, dtype=dtype
     )
     assert value == pytest.approx(-math.log(eps), rel=1e-6)
     assert not slope.any()
@@ -429,22 +573,23 @@ def test_poisson_with_no_counts_and_small_rates(dtype, backend):
 # --- Label smoothing and class labels -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("cls", [LogLoss, Focal])
 @pytest.mark.parametrize("smoothing", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize(
     ("activation", "n_outputs", "n_classes"),
     [("softmax", 4, 4), ("softmax", 2, 2), ("sigmoid", 1, 2), ("sigmoid", 4, 2)],
 )
 def test_label_smoothing_equals_smoothed_targets(
-    activation, n_outputs, n_classes, smoothing, backend, rng
+    activation, n_outputs, n_classes, smoothing, cls, backend, rng
 ):
     z = rng.normal(size=(N_SAMPLES, n_outputs))
     labels = rng.integers(max(n_outputs, 2), size=N_SAMPLES)
     y = np.eye(n_outputs)[labels] if n_outputs > 1 else labels[:, None].astype(float)
     smoothed = (1 - smoothing) * y + smoothing / n_classes
-    value, slope = evaluate("log_loss", z, smoothed, activation, backend=backend)
+    value, slope = evaluate(cls(), z, smoothed, activation, backend=backend)
     for targets in (y, labels):
         got, gradient = evaluate(
-            LogLoss(label_smoothing=smoothing), z, targets, activation, backend=backend
+            cls(label_smoothing=smoothing), z, targets, activation, backend=backend
         )
         assert got == pytest.approx(value, rel=1e-13)
         np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-16)
@@ -463,9 +608,10 @@ def test_label_smoothing_equals_torch(backend, rng):
 
 
 @each_dtype
+@pytest.mark.parametrize("loss", ["log_loss", "focal"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
-def test_class_labels_equal_one_hot_targets(kind, activation, dtype, backend, rng):
+def test_class_labels_equal_one_hot_targets(kind, activation, loss, dtype, backend, rng):
     n_classes = 2 if kind == "bool" else 4
     z = rng.normal(size=(N_SAMPLES, n_classes))
     labels = rng.integers(n_classes, size=N_SAMPLES)
@@ -476,8 +622,8 @@ def test_class_labels_equal_one_hot_targets(kind, activation, dtype, backend, rn
         one_hot, labels = one_hot.astype(bool), one_hot
     else:
         labels = labels.astype(kind)
-    value, slope = evaluate("log_loss", z, labels, activation, **options)
-    expected, expected_slope = evaluate("log_loss", z, one_hot, activation, **options)
+    value, slope = evaluate(loss, z, labels, activation, **options)
+    expected, expected_slope = evaluate(loss, z, one_hot, activation, **options)
     assert value == expected
     assert slope.tobytes() == expected_slope.tobytes()
 
@@ -589,6 +735,9 @@ BAD_TARGETS = {
     "booleans as labels": ("log_loss", "softmax", X3, np.zeros(4, bool), TypeError),
     "probability above 1": ("log_loss", "softmax", X3, np.full((4, 3), 1.01), ValueError),
     "probability below 0": ("log_loss", "sigmoid", X3, np.full((4, 3), -0.01), ValueError),
+    "probability above 1, focal": ("focal", "softmax", X3, np.full((4, 3), 1.01), ValueError),
+    "label too large, focal": ("focal", "softmax", X3, np.array([0, 1, 2, 3]), ValueError),
+    "fractional labels, focal": ("focal", "softmax", X3, np.array([0, 0.5, 1, 2]), TypeError),
     "negative count": ("poisson", "exp", X1, np.array([0, 1, -1, 2]), ValueError),
     "NaN": ("squared_error", "identity", X1, np.array([0, 1, np.nan, 2]), ValueError),
     "NaN where there is a range": ("log_loss", "sigmoid", X1, np.full(4, np.nan), ValueError),
@@ -635,6 +784,8 @@ def test_errors_show_what_was_got_and_expected():
         (Huber, "delta", [0, 0.0, -1.0]),
         (Quantile, "quantile", [0, 1, 0.0, 1.0, -0.5, 1.5]),
         (LogLoss, "label_smoothing", [-0.1, 1, 1.0, 2.0]),
+        (Focal, "label_smoothing", [-0.1, 1, 1.0, 2.0]),
+        (Focal, "gamma", [-0.1, -1]),
     ],
 )
 def test_bad_numbers_are_named(cls, option, values):
@@ -648,8 +799,9 @@ def test_bad_numbers_are_named(cls, option, values):
 
 @pytest.mark.parametrize("value", ["yes", "", 2, -1.0])
 def test_multiclass_is_true_false_or_none(value):
-    with pytest.raises(TypeError, match=r"^multiclass must be True, False or None"):
-        LogLoss(multiclass=value)
+    for cls in (LogLoss, Focal):
+        with pytest.raises(TypeError, match=r"^multiclass must be True, False or None"):
+            cls(multiclass=value)
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import BACKENDS
+from scipy import sparse
 
 from xpmlp import Dense, DeviceFallbackWarning, Dropout, Network
 from xpmlp.activations import ELU
@@ -67,12 +68,100 @@ def test_a_broken_network_can_be_copied_and_pickled(backend):
     assert np.isnan(pickle.loads(pickle.dumps(on_cpu)).parameters[0])
 
 
+def test_copies_and_pickles_keep_the_nan_where_it_was():
+    network = Network(3, [Dense(4, "tanh"), Dropout(0.1), Dense(2)], device="cpu", seed=4)
+    network.parameters[5], network.parameters[-1] = np.nan, np.inf
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        np.testing.assert_array_equal(copied.parameters, network.parameters)
+        assert (copied.layers, copied.seed, copied.precision) == (network.layers, 4, "ieee")
+
+
+@pytest.mark.parametrize("place", BACKENDS.values(), ids=BACKENDS)
+def test_a_network_moves_to_another_device(place, backend):
+    layers = [Dense(4, "tanh"), Dropout(0.5), Dense(2)]
+    network = make(backend, layers, dtype="float32", seed=9)
+    network.parameters[2] = float("nan")
+    moved = network.on(place)
+    assert moved.backend is place
+    assert place.owns(moved.parameters)
+    assert (moved.layers, moved.dtype, moved.seed) == (network.layers, "float32", 9)
+    before = backend.to_host(network.parameters).copy()
+    np.testing.assert_array_equal(place.to_host(moved.parameters), before)
+    moved.parameters = np.zeros(network.n_parameters)
+    np.testing.assert_array_equal(backend.to_host(network.parameters), before)
+    network.parameters = np.zeros(network.n_parameters)
+    np.testing.assert_allclose(moved.forward(X, step=3), network.forward(X, step=3))
+
+
 def test_a_pickle_opens_on_the_cpu_where_its_adapter_is_missing():
     network = Network(3, [Dense(2)], backend=BACKENDS["array-api-strict"])
     with pytest.warns(DeviceFallbackWarning, match="'array-api-strict' is not installed"):
         opened = pickle.loads(pickle.dumps(network))
     assert opened.device == "cpu"
     np.testing.assert_array_equal(opened.predict(X), network.predict(X))
+
+
+def test_given_parameters_are_copied_into_the_vector(backend):
+    layers = [Dense(4, "tanh"), Dropout(0.5), Dense(2)]
+    drawn = make(backend, layers, seed=5)
+    values = backend.to_host(drawn.parameters).copy()
+    for given in (values, values.tolist(), drawn.parameters):
+        network = make(backend, layers, seed=5, parameters=given)
+        np.testing.assert_array_equal(network.forward(X, step=2), drawn.forward(X, step=2))
+        network.biases[0][0] = 3.0
+        assert float(backend.to_host(network.parameters)[20]) == 3.0
+        assert values[20] == float(backend.to_host(drawn.parameters)[20]) == 0.0
+    network = make(backend, layers, dtype="float32", parameters=np.arange(26))
+    assert str(backend.to_host(network.parameters).dtype) == "float32"
+    assert backend.to_host(network.parameters).tolist() == list(range(26))
+
+
+def test_nothing_is_drawn_where_parameters_are_given(backend, monkeypatch):
+    def drawn(*shape):
+        raise AssertionError("weights were drawn")
+
+    layers = [Dense(4, "tanh"), Dense(2)]
+    for layer in layers:
+        monkeypatch.setattr(type(layer.init), "draw", drawn)
+    with pytest.raises(AssertionError, match="weights were drawn"):
+        make(backend, layers)
+    assert not backend.to_host(make(backend, layers, parameters=[0.0] * 26).parameters).any()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (np.zeros(25), ValueError, r"parameters must have shape \(26,\), got \(25,\)"),
+        (np.zeros((1, 26)), ValueError, r"parameters must have shape \(26,\), got \(1, 26\)"),
+        ([], ValueError, r"parameters must have shape \(26,\), got \(0,\)"),
+        (0.0, ValueError, r"parameters must have shape \(26,\), got \(\)"),
+        (np.full(26, np.nan), ValueError, "parameters contains NaN"),
+        (np.full(26, -np.inf), ValueError, "parameters contains infinity"),
+        (np.full(26, 1e39), ValueError, "parameters contains a value too large for float32"),
+        (np.zeros(26, complex), TypeError, "parameters must hold real numbers"),
+        (["a"] * 26, TypeError, "parameters must hold real numbers"),
+        (sparse.csr_array((1, 26)), TypeError, "parameters must be a dense array, got sparse"),
+    ],
+)
+def test_bad_parameters_are_named(backend, parameters, error, message):
+    with pytest.raises(error, match=message):
+        make(backend, dtype="float32", parameters=parameters)
+
+
+class Hasty(type(BACKENDS["numpy"])):
+    precisions = ("ieee", "fast")
+
+
+def test_a_precision_is_one_of_those_of_the_adapter(backend):
+    assert make(backend).precision == make(backend, precision="ieee").precision == "ieee"
+    for unknown in ("fast", "IEEE", "", None, 3):
+        with pytest.raises(ValueError, match=f"^precision must be 'ieee' on .*, got {unknown!r}"):
+            make(backend, precision=unknown)
+    hasty = make(Hasty(), precision="fast")
+    assert hasty.precision == "fast"
+    assert copy.deepcopy(hasty).precision == "fast"
+    with pytest.raises(ValueError, match=r"^precision must be 'ieee', 'fast' on "):
+        make(hasty.backend, precision="slow")
 
 
 def test_weights_come_first_then_biases(backend):
@@ -313,10 +402,7 @@ def test_bad_x(backend, bad, error, message):
     np.testing.assert_array_equal(backend.to_host(network.parameters), kept)
 
 
-def test_sparse_and_overflowing_x_are_refused(backend):
-    sparse = pytest.importorskip("scipy.sparse")
-    with pytest.raises(TypeError, match="X must be a dense array, got sparse"):
-        make(backend).predict(sparse.csr_array(X))
+def test_overflowing_x_is_refused(backend):
     with pytest.raises(ValueError, match="X contains a value too large for float32"):
         make(backend, dtype="float32").predict(X * 1e300)
 
@@ -333,7 +419,7 @@ def test_sparse_and_overflowing_x_are_refused(backend):
         ({"step": -1}, ValueError, "step must be"),
         ({"sample_weight": np.ones(4)}, ValueError, r"sample_weight must have shape \(5,\)"),
         ({"sample_weight": -np.ones(5)}, ValueError, "sample_weight must be >= 0"),
-        ({"sample_weight": np.zeros(5)}, ValueError, "sample_weight must be >= 0 and not all 0"),
+        ({"sample_weight": np.zeros(5)}, ValueError, "sample_weight must be >= 0 and not all zero"),
         ({"sample_weight": np.full(5, 1.5e308)}, ValueError, "positive finite sum in float64"),
         ({"sample_weight": np.full(5, np.nan)}, ValueError, "sample_weight contains NaN"),
         (
@@ -350,3 +436,129 @@ def test_bad_arguments_of_loss_and_grad(backend, options, error, message):
     arguments = {"X": X, "y": X[:, :2], "loss": "squared_error", **options}
     with pytest.raises(error, match=message):
         make(backend).loss_and_grad(**arguments)
+
+
+# --- Sparse inputs ------------------------------------------------------------------------------
+
+FORMATS = [
+    getattr(sparse, f"{form}_{kind}")
+    for form in ("csr", "csc", "coo", "lil", "dok", "bsr", "dia")
+    for kind in ("array", "matrix")
+]
+each_format = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.__name__)
+
+
+def mostly_zeros(n=21, d=3, dtype="float64"):
+    """An array with a row and values that are zero, and whole numbers where they fit `dtype`."""
+    draw = np.random.default_rng(7)
+    values = draw.standard_normal((n, d)) * 4
+    values[draw.uniform(size=(n, d)) < 0.6] = 0.0
+    values[3] = 0.0
+    return (np.abs(values) if dtype in ("uint8", "bool") else values).astype(dtype)
+
+
+def assert_same_bits(backend, got, expected):
+    on_host = isinstance(got, np.ndarray)
+    assert isinstance(expected, np.ndarray) is on_host
+    bits = [(x if on_host else backend.to_host(x)).tobytes() for x in (got, expected)]
+    assert bits[0] == bits[1]
+
+
+@each_format
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sparse_x_equals_its_dense_form_to_the_bit(backend, form, dtype):
+    dense = mostly_zeros()
+    given, y = form(dense), dense[:, :2]
+    network = make(backend, [Dense(4, "tanh"), Dropout(0.5), Dense(2)], dtype=dtype)
+    assert isinstance(network.predict(given), np.ndarray)
+    assert_same_bits(backend, network.predict(given), network.predict(dense))
+    assert_same_bits(backend, network.forward(given, step=3), network.forward(dense, step=3))
+    for one, other in zip(network.trace(given), network.trace(dense), strict=True):
+        assert_same_bits(backend, one.z, other.z)
+        assert_same_bits(backend, one.a, other.a)
+    options = {"alpha": 0.1, "sample_weight": np.arange(21.0), "step": 2}
+    value, gradient = network.loss_and_grad(given, y, "huber", **options)
+    expected, dense_gradient = network.loss_and_grad(dense, y, "huber", **options)
+    assert value == expected
+    assert_same_bits(backend, gradient.flat, dense_gradient.flat)
+    assert_same_bits(backend, gradient.inputs, dense_gradient.inputs)
+
+
+@pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_matrix])
+@pytest.mark.parametrize("given", ["float32", "int8", "uint8", "bool", "int64"])
+def test_sparse_x_may_hold_any_real_dtype(backend, given, form):
+    dense = mostly_zeros(dtype=given)
+    network = make(backend, dtype="float32")
+    assert_same_bits(backend, network.predict(form(dense)), network.predict(dense))
+
+
+def test_sparse_x_is_predicted_in_blocks(backend, monkeypatch):
+    monkeypatch.setattr("xpmlp.network._PREDICT_ELEMENTS", 256)
+    dense, network = mostly_zeros(200), make(backend)
+    for form in (sparse.csr_array, sparse.csc_array):
+        assert_same_bits(backend, network.predict(form(dense)), network.predict(dense))
+
+
+def test_sparse_x_may_be_a_slice_of_zeros_or_hold_entries_twice(backend):
+    dense, network = mostly_zeros(), make(backend)
+    zeros = np.zeros((5, 3))
+    twice = sparse.coo_array(([1.0, 2.0, 4.0], ([0, 0, 4], [1, 1, 2])), shape=(5, 3))
+    unsorted = sparse.csr_array((np.array([5.0, 3.0]), [2, 0], [0, 2]), shape=(1, 3))
+    for given, same in (
+        (sparse.csr_array(zeros), zeros),
+        (sparse.csr_array(dense)[4:9], dense[4:9]),
+        (sparse.csr_matrix(dense)[::-2], dense[::-2]),
+        (twice, twice.toarray()),
+        (unsorted, np.array([[3.0, 0.0, 5.0]])),
+    ):
+        assert_same_bits(backend, network.predict(given), network.predict(same))
+    assert unsorted.indices.tolist() == [2, 0]
+    assert twice.nnz == 3
+
+
+def with_value(value, dtype="float64"):
+    dense = mostly_zeros(4).astype(dtype)
+    dense[1, 1] = value
+    return dense
+
+
+BAD_SPARSE_X = {
+    "NaN": (with_value(np.nan), ValueError, "X contains NaN"),
+    "infinity": (with_value(-np.inf), ValueError, "X contains infinity"),
+    "too large": (with_value(1e39), ValueError, "X contains a value too large for float32"),
+    "too wide": (np.ones((4, 5)), ValueError, r"X must have 3 columns.*got shape \(4, 5\)"),
+    "too narrow": (np.ones((4, 2)), ValueError, r"X must have 3 columns.*got shape \(4, 2\)"),
+    "no rows": (np.ones((0, 3)), ValueError, "X must have at least one row and one column"),
+    "no columns": (np.ones((4, 0)), ValueError, "X must have at least one row and one column"),
+    "complex": (with_value(1j, complex), TypeError, "X must hold real numbers, got dtype complex"),
+}
+
+
+@pytest.mark.parametrize(("dense", "error", "message"), BAD_SPARSE_X.values(), ids=BAD_SPARSE_X)
+@pytest.mark.parametrize("form", FORMATS[:6], ids=lambda form: form.__name__)
+def test_bad_sparse_x(backend, form, dense, error, message):
+    network, given = make(backend, dtype="float32"), form(dense)
+    calls = (
+        lambda: network.predict(given),
+        lambda: network.forward(given),
+        lambda: network.trace(given),
+        lambda: network.loss_and_grad(given, np.ones((4, 2)), "squared_error"),
+    )
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_one_sparse_row_of_one_axis_is_refused(backend):
+    with pytest.raises(ValueError, match=r"X must be 2-D.*got shape \(3,\); reshape"):
+        make(backend).predict(sparse.coo_array(np.ones(3)))
+
+
+def test_targets_and_weights_stay_dense(backend):
+    network, y = make(backend), np.ones((5, 2))
+    with pytest.raises(TypeError, match=r"^y must be a dense array, got sparse csr_array"):
+        network.loss_and_grad(X, sparse.csr_array(y), "squared_error")
+    with pytest.raises(TypeError, match=r"^sample_weight must be a dense array, got sparse"):
+        network.loss_and_grad(
+            X, y, "squared_error", sample_weight=sparse.csr_matrix(np.ones((1, 5)))
+        )

@@ -6,14 +6,18 @@ except in AdamW; so that is the only row with decay that is compared with PyTorc
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 
+from xpmlp import DeviceFallbackWarning, available_backends
 from xpmlp.backends import Backend, dtype_name, host
 from xpmlp.optimizers import (
     OPTIMIZERS,
@@ -25,6 +29,7 @@ from xpmlp.optimizers import (
     AdamW,
     NAdam,
     Optimizer,
+    OptimizerState,
     RMSprop,
 )
 from xpmlp.schedules import Cosine, InvScaling
@@ -36,6 +41,9 @@ N_ELEMENTS = 12
 
 
 def sgd(o: SGD, memory: dict[str, float], t: int, rate: float, p: float, g: float) -> float:
+    if o.rate_in_velocity:
+        v = memory["v"] = o.momentum * memory.get("v", 0.0) - rate * g
+        return p + (o.momentum * v - rate * g if o.nesterov else v)
     gain = 1.0 if t == 1 else 1.0 - o.dampening
     v = memory["v"] = o.momentum * memory.get("v", 0.0) + gain * g
     return p - rate * (g + o.momentum * v if o.nesterov else v)
@@ -74,6 +82,9 @@ def adam(o: Adam, memory: dict[str, float], t: int, rate: float, p: float, g: fl
     m, v = moments(o, memory, g)
     if o.amsgrad:
         v = memory["largest"] = max(memory.get("largest", 0.0), v)
+    if o.epsilon_hat:
+        corrected = rate * math.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
+        return p - corrected * m / (math.sqrt(v) + o.epsilon)
     m_hat, v_hat = m / (1 - o.beta_1**t), v / (1 - o.beta_2**t)
     return p - rate * m_hat / (math.sqrt(v_hat) + o.epsilon)
 
@@ -127,6 +138,25 @@ CASES = {
         sgd,
         ("SGD", {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
     ),
+    "sgd momentum 1": Case(
+        SGD(learning_rate=InvScaling(0.1), momentum=1.0), sgd, ("SGD", {"momentum": 1.0})
+    ),
+    "sgd rate in velocity": Case(SGD(momentum=0.9, rate_in_velocity=True), sgd),
+    "sgd rate in velocity, schedule": Case(
+        SGD(learning_rate=Cosine(0.1, n_steps=80), momentum=0.9, rate_in_velocity=True), sgd
+    ),
+    "sgd rate in velocity, momentum 1": Case(
+        SGD(learning_rate=InvScaling(0.1), momentum=1.0, rate_in_velocity=True), sgd
+    ),
+    "sgd rate in velocity, nesterov": Case(
+        SGD(momentum=0.9, nesterov=True, rate_in_velocity=True), sgd
+    ),
+    "sgd rate in velocity, nesterov schedule": Case(
+        SGD(InvScaling(0.1), momentum=0.8, nesterov=True, rate_in_velocity=True), sgd
+    ),
+    "sgd rate in velocity, decay": Case(
+        SGD(momentum=0.9, rate_in_velocity=True, weight_decay=0.3), sgd
+    ),
     "sgd decay": Case(SGD(weight_decay=0.3), sgd),
     "sgd schedule": Case(SGD(learning_rate=InvScaling(0.1)), sgd, ("SGD", {})),
     "adagrad": Case(AdaGrad(), adagrad, ("Adagrad", {"lr": 0.01}), fast=0.5),
@@ -175,6 +205,14 @@ CASES = {
         Adam(beta_1=0.0, beta_2=0.0), adam, ("Adam", {"lr": 0.001, "betas": (0.0, 0.0)}), fast=0.001
     ),
     "adam amsgrad": Case(Adam(amsgrad=True), adam, ("Adam", {"lr": 0.001, "amsgrad": True})),
+    "adam epsilon hat": Case(Adam(epsilon=1e-3, epsilon_hat=True), adam),
+    "adam epsilon hat, options": Case(
+        Adam(learning_rate=0.05, beta_1=0.8, beta_2=0.95, epsilon=0.1, epsilon_hat=True), adam
+    ),
+    "adam epsilon hat, schedule": Case(
+        Adam(learning_rate=Cosine(0.1, n_steps=80), epsilon=1e-2, epsilon_hat=True), adam
+    ),
+    "adam epsilon hat, amsgrad": Case(Adam(epsilon=1e-3, amsgrad=True, epsilon_hat=True), adam),
     "adam decay": Case(Adam(weight_decay=0.1), adam),
     "adam schedule": Case(Adam(learning_rate=Cosine(0.1, n_steps=80)), adam, ("Adam", {})),
     "adamw": Case(AdamW(), adam, ("AdamW", {"lr": 0.001, "weight_decay": 0.01})),
@@ -187,6 +225,9 @@ CASES = {
         AdamW(learning_rate=Cosine(0.1, n_steps=80), weight_decay=0.2),
         adam,
         ("AdamW", {"weight_decay": 0.2}),
+    ),
+    "adamw epsilon hat": Case(
+        AdamW(learning_rate=0.01, weight_decay=0.3, epsilon=1e-2, epsilon_hat=True), adam
     ),
     "nadam": Case(NAdam(), nadam, ("NAdam", {"lr": 0.002})),
     "nadam options": Case(
@@ -311,6 +352,65 @@ def test_equals_the_formula(case, backend):
         expected.append(p)
     theta, _ = run(backend, o, sequence)
     np.testing.assert_allclose(backend.to_host(theta), expected, rtol=1e-11, atol=1e-13)
+
+
+LIKE_SCIKIT_LEARN = {
+    "sgd": (SGD(0.02, momentum=0.9, rate_in_velocity=True), {"nesterov": False}),
+    "sgd momentum 1": (SGD(0.02, momentum=1.0, rate_in_velocity=True), {"nesterov": False}),
+    "sgd nesterov": (SGD(0.02, momentum=0.9, nesterov=True, rate_in_velocity=True), {}),
+    "adam": (Adam(0.02, epsilon=1e-3, epsilon_hat=True), {}),
+    "adam options": (Adam(0.02, beta_1=0.7, beta_2=0.9, epsilon=0.1, epsilon_hat=True), {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"), LIKE_SCIKIT_LEARN.values(), ids=LIKE_SCIKIT_LEARN
+)
+def test_equals_scikit_learn(optimizer, options, backend):
+    theirs = pytest.importorskip("sklearn.neural_network._stochastic_optimizers")
+    expected, names = start(), ("momentum",)
+    kind = theirs.SGDOptimizer
+    if isinstance(optimizer, Adam):
+        kind, names = theirs.AdamOptimizer, ("beta_1", "beta_2", "epsilon")
+    options = {**options, **{name: getattr(optimizer, name) for name in names}}
+    other = kind([expected], learning_rate_init=0.02, **options)
+    for gradient in random_gradients():
+        other.update_params([expected], [gradient])
+    theta, _ = run(backend, optimizer, random_gradients())
+    np.testing.assert_allclose(backend.to_host(theta), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_the_rate_in_the_velocity_counts_only_where_the_rate_changes(backend):
+    for nesterov in (False, True):
+        for rate, same in ((0.02, True), (InvScaling(0.02), False)):
+            ends = []
+            for rate_in_velocity in (False, True):
+                optimizer = SGD(
+                    rate, momentum=0.9, nesterov=nesterov, rate_in_velocity=rate_in_velocity
+                )
+                theta, _ = run(backend, optimizer, random_gradients(30))
+                ends.append(backend.to_host(theta))
+            assert np.allclose(ends[0], ends[1], rtol=1e-12, atol=1e-13) is same
+
+
+def test_an_old_gradient_keeps_the_rate_of_its_own_step(backend):
+    gradients = np.zeros((3, N_ELEMENTS))
+    gradients[0] = 1.0
+    rates = [0.5, 0.0, 0.0].__getitem__
+    scaled, _ = run(backend, SGD(rates, momentum=0.5, rate_in_velocity=True), gradients)
+    plain, _ = run(backend, SGD(rates, momentum=0.5), gradients)
+    np.testing.assert_allclose(backend.to_host(scaled), start() - 0.5 * (1 + 0.5 + 0.25))
+    np.testing.assert_allclose(backend.to_host(plain), start() - 0.5)
+
+
+def test_epsilon_hat_brakes_the_first_step_harder(backend):
+    # Next to it every sqrt(v) vanishes, so that it alone divides: with the correction of v, or not.
+    gradient = np.full((1, N_ELEMENTS), 1e-3)
+    corrected, _ = run(backend, Adam(0.1, epsilon=1e3), gradient)
+    moved = start() - backend.to_host(corrected)
+    hat, _ = run(backend, Adam(0.1, epsilon=1e3, epsilon_hat=True), gradient)
+    ratio = (start() - backend.to_host(hat)) / moved
+    np.testing.assert_allclose(ratio, math.sqrt(1 - 0.999), rtol=1e-4)
 
 
 @each_case
@@ -439,6 +539,65 @@ def test_the_state_counts_on(case, backend):
     assert backend.to_host(again).tolist() == backend.to_host(theta).tolist()
 
 
+@each_case
+def test_a_state_goes_on_from_a_pickle(case, backend):
+    gradients = random_gradients(20)
+    expected, _ = run(backend, case.optimizer, gradients)
+    theta, state = run(backend, case.optimizer, gradients[:7])
+    opened = reopened(state)
+    assert opened.backend.name in available_backends()
+    opened = opened.on(backend)
+    assert (opened.step, opened.n_decayed, opened.tiny) == (7, N_ELEMENTS, state.tiny)
+    with backend.context():
+        for gradient in gradients[7:]:
+            case.optimizer.update(theta, backend.from_host(gradient), opened)
+    assert backend.to_host(theta).tolist() == backend.to_host(expected).tolist()
+    assert state.step == 7
+
+
+def reopened(state: OptimizerState) -> OptimizerState:
+    """The state from its pickle; on the CPU with a warning where its adapter is not installed."""
+    pickled = pickle.dumps(state)
+    if state.backend.name in available_backends():
+        opened = pickle.loads(pickled)
+        assert opened.backend is state.backend
+        return opened
+    with pytest.warns(DeviceFallbackWarning, match="'array-api-strict' is not installed"):
+        opened = pickle.loads(pickled)
+    assert opened.backend is host()
+    return opened
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("place", BACKENDS.values(), ids=BACKENDS)
+def test_a_state_moves_to_another_device(place, dtype, backend):
+    optimizer = NAdam(weight_decay=0.1)
+    theta, state = run(backend, optimizer, random_gradients(7), dtype, n_decayed=5)
+    before = {name: backend.to_host(slot).copy() for name, slot in state.slots.items()}
+    moved = state.on(place)
+    assert moved.backend is place
+    assert (moved.step, moved.n_decayed, moved.mu_product) == (7, 5, state.mu_product)
+    assert list(moved.slots) == ["m", "v"]
+    for name, slot in moved.slots.items():
+        assert place.owns(slot)
+        assert dtype_name(slot) == dtype
+        assert place.to_host(slot).tolist() == before[name].tolist()
+    with place.context():
+        there = place.from_host(backend.to_host(theta))
+        optimizer.update(there, place.from_host(random_gradients(1)[0].astype(dtype)), moved)
+    assert (moved.step, state.step) == (8, 7)
+    for name, slot in state.slots.items():
+        assert backend.to_host(slot).tolist() == before[name].tolist()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_state_stays_on_its_device(copied, backend):
+    _, state = run(backend, Adam(), random_gradients(3))
+    twin = copied(state)
+    assert twin.backend is backend
+    assert all(backend.owns(slot) for slot in twin.slots.values())
+
+
 def test_slots_have_the_shape_and_place_of_theta(backend):
     theta = backend.zeros((5,), "float32")
     state = Adam(amsgrad=True).init(theta)
@@ -512,7 +671,7 @@ NUMBERS = [param for param in OPTIONS if param.values[1] not in FLAGS]
 
 def companions(option: str) -> dict[str, Any]:
     """What has to be given with an option for the option to be what is wrong."""
-    return {"momentum": 0.9} if option == "dampening" else {}
+    return {"momentum": 0.9} if option in ("dampening", "nesterov", "rate_in_velocity") else {}
 
 
 def test_the_tables_of_arguments_are_complete():
@@ -540,7 +699,7 @@ def test_a_flag_is_true_or_false(cls, option):
     # "no" would be taken for yes. `Dense` and `LogLoss` refuse it for their flags.
     for value in ("no", "False", 2):
         with pytest.raises((TypeError, ValueError), match=option):
-            cls(**{"momentum": 0.9} if option == "nesterov" else {}, **{option: value})
+            cls(**companions(option), **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -548,6 +707,11 @@ def test_a_flag_is_true_or_false(cls, option):
     [
         ({"nesterov": True}, "nesterov.*momentum"),
         ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov.*dampening"),
+        ({"rate_in_velocity": True}, "rate_in_velocity.*momentum"),
+        (
+            {"rate_in_velocity": True, "momentum": 0.9, "dampening": 0.1},
+            "rate_in_velocity.*dampening",
+        ),
         ({"dampening": 0.1}, "dampening.*momentum"),
     ],
 )

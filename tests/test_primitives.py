@@ -683,16 +683,16 @@ RULES = {
 }
 # Operands that may have either sign; all others are drawn from (0.05, 0.95), which suits rates,
 # probabilities, denominators, square roots and logarithms alike.
-SIGNED = {"z", "d", "g", "p", "x"}
+SIGNED = {"z", "d", "g", "h", "p", "x"}
 # Numbers in the library's calls; the others are arrays.
 NUMBERS = {
-    "alive", "alpha", "b1", "b2", "delta", "eps", "gain", "half_minus_q", "keep", "l1", "limit",
-    "lr", "lr_g", "lr_m", "mu", "o1", "o2", "off", "offset", "on", "one_minus_rho", "rho", "root",
-    "scale", "slope", "tiny",
+    "alive", "alpha", "b1", "b2", "delta", "eps", "gain", "gamma", "half_minus_q", "high", "keep",
+    "l1", "limit", "low", "lr", "lr_g", "lr_m", "mu", "o1", "o2", "off", "offset", "on",
+    "one_minus_rho", "rho", "root", "scale", "share", "slope", "tiny",
 }  # fmt: skip
 ARRAYS = {
-    "a", "ad", "c", "column", "d", "e", "g", "label", "m", "p", "s", "squares", "t", "total", "u",
-    "v", "w", "x", "y", "z",
+    "a", "ad", "c", "column", "d", "e", "g", "h", "label", "loss", "m", "p", "s", "squares", "t",
+    "total", "u", "v", "w", "x", "y", "z",
 }  # fmt: skip
 # Those of shape (n, 1) in the library's calls of a rule, or of shape (d,).
 COLUMNS = {
@@ -700,6 +700,8 @@ COLUMNS = {
     "divide": {"s"},
     "softmax_backward": {"s"},
     "categorical_log_loss_from_softmax": {"m", "s", "t"},
+    "categorical_focal_from_softmax": {"m", "s"},
+    "softmax_backward_from_logits": {"m", "s", "t"},
     "one_hot": {"label"},
 }
 ROWS = {"add": {"y"}, "one_hot": {"column"}}

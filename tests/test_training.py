@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from xpmlp import (
     Callback,
@@ -20,8 +21,11 @@ from xpmlp import (
     fit,
     get_backend,
 )
+from xpmlp.data import Batches, shuffled
+from xpmlp.losses import SquaredError
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
+from xpmlp.step import Dataset, TrainingStep
 
 DRAW = np.random.default_rng(0)
 X = DRAW.standard_normal((50, 3))
@@ -415,6 +419,238 @@ def test_uint8_data_equals_its_floats(backend):
         train(network, X=given, optimizer=Adam(learning_rate=1e-4))
         ends.append(parameters(network))
     np.testing.assert_array_equal(ends[0], ends[1])
+
+
+# --- Sparse data --------------------------------------------------------------------------------
+
+SPARSE = [
+    sparse.csr_array,
+    sparse.csr_matrix,
+    sparse.csc_array,
+    sparse.csc_matrix,
+    sparse.coo_array,
+]
+each_form = pytest.mark.parametrize("form", SPARSE, ids=lambda form: form.__name__)
+ROWS = np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.6, 0.0, X)
+
+
+def trained(backend, rows, held_out, dtype="float64", **options):
+    network = make(backend, Dense(8, "relu"), Dropout(0.2), dtype=dtype, seed=3)
+    history = train(network, X=rows, validation=held_out, metrics=["r2"], **options)
+    return history.to_dict(), parameters(network).tobytes()
+
+
+@each_form
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_sparse_data_trains_as_its_dense_form_to_the_bit(backend, form, dtype, batch_size):
+    options = {"batch_size": batch_size, "dtype": dtype, "alpha": 0.01}
+    weight = np.arange(50.0)
+    dense = trained(backend, ROWS, (ROWS, Y, weight), sample_weight=weight, **options)
+    assert dense == trained(
+        backend, form(ROWS), (form(ROWS), Y, weight), sample_weight=weight, **options
+    )
+    assert dense == trained(backend, ROWS, (form(ROWS), Y, weight), sample_weight=weight, **options)
+
+
+@each_form
+def test_sparse_data_is_validated_in_several_blocks(backend, form, monkeypatch):
+    monkeypatch.setattr("xpmlp.step._EVALUATE_ROWS", 7)
+    network = make(backend)
+    history = train(network, X=form(ROWS), validation=(form(ROWS), Y), shuffle=False)
+    loss = 0.5 * ((network.predict(ROWS) - Y) ** 2).sum(axis=1)
+    assert history["val_loss"][-1] == pytest.approx(loss.mean(), rel=1e-12)
+
+
+def test_sparse_pixels_equal_their_floats(backend):
+    pixels = DRAW.integers(0, 3, (50, 3)).astype("uint8")
+    ends = [
+        trained(backend, form(given), None)
+        for form in (np.asarray, sparse.csr_array, sparse.csc_matrix)
+        for given in (pixels, pixels.astype(float))
+    ]
+    assert all(end == ends[0] for end in ends)
+
+
+@each_form
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (np.where(X > 1, np.nan, X), ValueError, "X contains NaN"),
+        (np.where(X > 1, np.inf, X), ValueError, "X contains infinity"),
+        (X[:, :2], ValueError, "X must have 3 columns"),
+        (np.where(X > 1, 1j, X), TypeError, "X must hold real numbers"),
+    ],
+)
+def test_bad_sparse_data_changes_nothing(backend, form, bad, error, message):
+    network = make(backend)
+    before = parameters(network)
+    for options in ({"X": form(bad)}, {"validation": (form(bad), Y)}):
+        prefix = "^validation " if "validation" in options else "^"
+        with pytest.raises(error, match=prefix + message):
+            train(network, **options)
+    np.testing.assert_array_equal(parameters(network), before)
+
+
+def test_sparse_data_never_becomes_dense_as_a_whole():
+    n, width = 20_000, 400
+    draw = np.random.default_rng(0)
+    places = draw.integers(n, size=5 * n), draw.integers(width, size=5 * n)
+    rows = sparse.coo_array((np.ones(5 * n), places), shape=(n, width)).tocsr()
+    y = rows.sum(axis=1)
+    network = Network(width, [Dense(2, "tanh"), Dense(1)], device="cpu")
+    options = {"loss": "squared_error", "epochs": 1, "batch_size": 128, "verbose": 0}
+    tracemalloc.start()
+    try:
+        fit(network, rows, y, validation=(rows, y), **options)
+        network.predict(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < n * width * 8 / 3
+
+
+# --- The order of the samples -------------------------------------------------------------------
+
+
+def visits(batches, epoch):
+    to_host = batches.backend.to_host
+    return [to_host(rows).tolist() for rows in batches.epoch(epoch)]
+
+
+def test_an_order_is_asked_once_for_each_epoch_in_turn(backend):
+    asked = []
+
+    def order(epoch):
+        asked.append(epoch)
+        return np.roll(np.arange(10), epoch)
+
+    batches = Batches(backend, 10, 4, order)
+    assert len(batches) == 3
+    for epoch in range(4):
+        expected = np.roll(np.arange(10), epoch).tolist()
+        assert visits(batches, epoch) == [expected[:4], expected[4:8], expected[8:]]
+        assert all(backend.owns(rows) for rows in batches.epoch(epoch))
+    assert asked == [0, 1, 2, 3]
+
+
+def test_without_an_order_there_is_that_of_the_data(backend):
+    batches = Batches(backend, 7, 3)
+    for epoch in range(3):
+        assert visits(batches, epoch) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_shuffled_order_depends_on_seed_and_epoch_alone():
+    order = shuffled(3, 20)
+    assert sorted(order(5).tolist()) == list(range(20))
+    assert order(5).tolist() == shuffled(3, 20)(5).tolist()
+    assert order(5).tolist() != order(6).tolist()
+    assert order(5).tolist() != shuffled(4, 20)(5).tolist()
+
+
+def test_fit_draws_one_permutation_an_epoch_and_none_for_a_single_batch(backend, monkeypatch):
+    drawn = []
+
+    def spied(seed, n_samples):
+        def order(epoch):
+            drawn.append((seed, n_samples, epoch))
+            return shuffled(seed, n_samples)(epoch)
+
+        return order
+
+    spied_on = {}
+    for spy in (False, True):
+        if spy:
+            monkeypatch.setattr("xpmlp.training.shuffled", spied)
+        network = make(backend, seed=6)
+        train(network)
+        spied_on[spy] = parameters(network).tobytes()
+    assert spied_on[False] == spied_on[True]
+    assert drawn == [(6, 50, 0), (6, 50, 1), (6, 50, 2)]
+    train(make(backend), batch_size=None)
+    train(make(backend), shuffle=False)
+    assert len(drawn) == 3
+
+
+def test_the_rows_of_an_order_are_the_batches(backend):
+    # A row may come twice, and another not at all.
+    order = np.array([4, 4, 9, 0, 1, 7, 7, 7])
+    ends = []
+    for rows, y, epoch_order in ((X, Y, lambda epoch: order), (X[order], Y[order], None)):
+        network = make(backend)
+        with backend.context():
+            data = Dataset(network, rows, y, None, SquaredError())
+            step = TrainingStep(network, SGD(0.1), 3, data, 0.0)
+            for batch, indices in enumerate(Batches(backend, 8, 3, epoch_order).epoch(0)):
+                step.forward(indices, 0, batch)
+                step.backward()
+        ends.append(parameters(network).tobytes())
+    assert ends[0] == ends[1]
+
+
+# --- A penalty divided by the batch -------------------------------------------------------------
+
+
+def one_step(backend, rows, weight=None, dtype="float64", **options):
+    """The objective of the rows in a batch of at most 8, and the parameters moved by it."""
+    network = make(backend, dtype=dtype, seed=2)
+    before = parameters(network)
+    with backend.context():
+        data = Dataset(network, X, Y, weight, SquaredError())
+        step = TrainingStep(network, SGD(1.0), 8, data, **options)
+        value = backend.read(step.forward(backend.from_host(np.array(rows)), 0, 0))
+        step.backward()
+    return value, before - parameters(network), before
+
+
+WEIGHT = np.random.default_rng(4).uniform(0.1, 3.0, 50)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("rows", [[0, 5, 2, 9, 40, 11, 3, 7], [48, 49], [13]])
+def test_alpha_over_n_is_alpha_over_the_rows_or_their_weight(backend, rows, weight, dtype):
+    alpha, network = 0.7, make(backend, seed=2)
+    divisor = len(rows) if weight is None else weight[rows].sum()
+    plain, gradient, theta = one_step(backend, rows, weight, dtype, alpha=0.0)
+    value, penalised, _ = one_step(backend, rows, weight, dtype, alpha=alpha, alpha_over_n=True)
+    w = theta[: network.n_weights].astype("float64")
+    rtol, atol = (1e-12, 1e-14) if dtype == "float64" else (1e-5, 1e-6)
+    np.testing.assert_allclose(
+        value, plain + alpha / 2 / divisor * (w**2).sum(), rtol=rtol, atol=atol
+    )
+    expected = gradient.astype("float64")
+    expected[: network.n_weights] += alpha / divisor * w
+    np.testing.assert_allclose(penalised, expected, rtol=rtol, atol=atol)
+
+
+def test_alpha_over_n_is_not_over_n_by_default(backend):
+    value, gradient, theta = one_step(backend, [1, 2, 3, 4], alpha=0.7)
+    network = make(backend)
+    network.parameters = theta
+    expected, dense = network.loss_and_grad(X[1:5], Y[1:5], "squared_error", alpha=0.7)
+    assert value == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(gradient, backend.to_host(dense.flat), rtol=1e-10, atol=1e-14)
+
+
+def test_alpha_over_n_goes_with_l1_and_equal_weights(backend):
+    rows, options = [1, 2, 3, 4], {"alpha": 0.7, "l1": 0.2, "alpha_over_n": True}
+    value, gradient, _ = one_step(backend, rows, **options)
+    weighted, same, _ = one_step(backend, rows, np.ones(50), **options)
+    assert weighted == pytest.approx(value, rel=1e-13)
+    np.testing.assert_allclose(same, gradient, rtol=1e-12, atol=1e-15)
+    plain, _, theta = one_step(backend, rows, alpha=0.0)
+    w = theta[: make(backend).n_weights]
+    penalty = 0.7 / 8 * (w**2).sum() + 0.2 * abs(w).sum()
+    assert value == pytest.approx(plain + penalty, rel=1e-12)
+
+
+def test_alpha_over_n_of_a_batch_without_weight_is_finite(backend):
+    weight = np.zeros(50)
+    weight[0] = 1.0
+    value, gradient, _ = one_step(backend, [1, 2], weight, alpha=0.7, alpha_over_n=True)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(

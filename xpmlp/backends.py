@@ -323,11 +323,6 @@ def backend_of(x: Array) -> Backend:
     return ReferenceBackend(array_api_compat.array_namespace(x), str(device), device)
 
 
-def to_backend(backend: Backend, x: Array) -> Array:
-    """`x` on the backend's device, as it is if it is there already."""
-    return x if backend.owns(x) else backend.from_host(backend_of(x).to_host(x))
-
-
 _instances: dict[tuple[str, str], Backend] = {}
 
 

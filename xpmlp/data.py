@@ -13,7 +13,7 @@ from typing import Any
 
 import array_api_compat
 
-from xpmlp.backends import backend_of, dtype_name, host, to_backend
+from xpmlp.backends import backend_of, dtype_name, host
 from xpmlp.errors import check_number
 from xpmlp.losses import Loss
 from xpmlp.rng import stream
@@ -33,6 +33,9 @@ class SparseRows:
 
     def __init__(self, matrix: Any) -> None:
         self._csr = matrix.tocsr()
+        if not self._csr.has_canonical_format:  # entries at one place count as their sum
+            self._csr = self._csr.copy()
+            self._csr.sum_duplicates()
         self.shape: tuple[int, ...] = self._csr.shape
 
     def __getitem__(self, rows: Any) -> Any:
@@ -262,6 +265,11 @@ def blocks(n: int, n_rows: int) -> Iterator[slice]:
     """Slices of `n_rows` that cover 0 to n; the last may be shorter."""
     for start in range(0, n, n_rows):
         yield slice(start, min(start + n_rows, n))
+
+
+def to_backend(backend: Backend, x: Array) -> Array:
+    """`x` on the backend's device, as it is if it is there already."""
+    return x if backend.owns(x) else backend.from_host(backend_of(x).to_host(x))
 
 
 def like(value: Any, backend: Backend, result: Array) -> Any:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, get_backend, reopen, to_backend
+from xpmlp.backends import DTypePolicy, get_backend, reopen
 from xpmlp.data import (
     as_matrix,
     as_target,
@@ -380,7 +380,10 @@ class Network:
 
     def on(self, backend: Backend) -> Network:
         """A copy of the network on an opened device."""
-        return _rebuild(self._built, backend, to_backend(backend, self.parameters))
+        values = self.parameters
+        if not backend.owns(values):
+            values = backend.from_host(self.backend.to_host(values))
+        return _rebuild(self._built, backend, values)
 
     @property
     def _built(self) -> tuple[Any, ...]:
@@ -402,18 +405,21 @@ class Network:
 
 
 def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
-    """A network with the given parameters, which may be non-finite."""
+    """A network with the given parameters, which may be non-finite.
+
+    A precision that the device does not offer gives way to IEEE arithmetic, the stricter one.
+    """
     n_features, layers, dtype, precision, seed = built
-    network = Network(
-        n_features,
-        layers,
-        backend=backend,
-        dtype=dtype,
-        precision=precision,
-        seed=seed,
-        parameters=backend.zeros(parameters.shape, dtype),
-    )
     with backend.context():
+        network = Network(
+            n_features,
+            layers,
+            backend=backend,
+            dtype=dtype,
+            precision=precision if precision in backend.precisions else "ieee",
+            seed=seed,
+            parameters=backend.zeros(parameters.shape, dtype),
+        )
         backend.copy(parameters, network.parameters)
     return network
 

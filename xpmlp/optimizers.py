@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import array_api_compat
 
 from xpmlp import rules
-from xpmlp.backends import backend_of, dtype_name, host, reopen, to_backend
+from xpmlp.backends import backend_of, dtype_name, host, reopen
 from xpmlp.errors import check_flag, check_number
 from xpmlp.schedules import Schedule
 from xpmlp.typing import Array, Backend, Rule
@@ -58,9 +58,17 @@ class OptimizerState:
         """A copy of the state on an opened device."""
         slots = {}
         for name, slot in self.slots.items():
-            slots[name] = backend.empty(slot.shape, dtype_name(slot))
-            backend.copy(to_backend(backend, slot), slots[name])
+            here = slot if backend.owns(slot) else backend.from_host(self.backend.to_host(slot))
+            with backend.context():
+                slots[name] = backend.empty(slot.shape, dtype_name(slot))
+                backend.copy(here, slots[name])
         return replace(self, slots=slots, backend=backend)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizerState:
+        return self.on(self.backend)
+
+    def __copy__(self) -> OptimizerState:
+        return self.on(self.backend)
 
     def __reduce__(self) -> tuple[Any, ...]:
         slots = {name: self.backend.to_host(slot) for name, slot in self.slots.items()}

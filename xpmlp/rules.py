@@ -333,7 +333,8 @@ def clip_norm_factor(xp: X, squares: V, limit: V) -> V:
 
 def weight_share(xp: X, w: V, total: V) -> V:
     # A batch whose weights are all zero contributes nothing.
-    return w / xp.where(total > 0.0, total, 1.0)
+    share = w / xp.where(total > 0.0, total, 1.0)
+    return xp.where(total > 0.0, share, 0.0)
 
 
 # --- Optimizers: new parameters and state from gradient and state -----------------------------

@@ -57,8 +57,8 @@ def fit(
     y : array-like of shape (n_samples, n_outputs), or (n_samples,)
         See the loss.
     loss : str or Loss
-        "squared_error", "absolute_error", "huber", "quantile", "poisson", "log_loss", or one with
-        arguments from :mod:`xpmlp.losses`.
+        "squared_error", "absolute_error", "huber", "quantile", "poisson", "log_loss", "focal", or
+        one with arguments from :mod:`xpmlp.losses`.
     optimizer : str or Optimizer, default "adam"
         "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", or one with
         arguments from :mod:`xpmlp.optimizers`. Its weight decay leaves biases alone. A schedule

@@ -124,8 +124,9 @@ class Backend(Protocol):
     immediate: bool
     """Whether results are there when a call returns, so that reading one waits for nothing."""
     policies: tuple[DTypePolicy, ...]
-    precisions: tuple[str, ...]
     """The dtype combinations that can be trained."""
+    precisions: tuple[str, ...]
+    """How it can compute: ``"ieee"``, and what it offers besides."""
 
     @classmethod
     def unavailable(cls) -> str | None:
