@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help train test lint bench clean
+.PHONY: help train examples test lint bench clean
 
 help:
-	@echo "make train   train on real data (breast cancer), end with a model and a picture in out/"
-	@echo "make test    run all tests"
-	@echo "make lint    formatting, lint and types"
-	@echo "make bench   CPU timings beside scikit-learn and the bare matrix products"
+	@echo "make train      train on real data (breast cancer), end with a model and a picture in out/"
+	@echo "make examples   three pictures of what training does, in out/"
+	@echo "make test       run all tests"
+	@echo "make lint       formatting, lint and types"
+	@echo "make bench      CPU timings beside scikit-learn and the bare matrix products"
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,11 @@ train: $(VENV)/.core
 	    --loss squared_error --optimizer adam:beta_2=0.99 --lr 0.05 --batch-size 64 --epochs 100 \
 	    --scale minmax --test-size 0.3 --split-seed 101 --seed 0 --device auto \
 	    --out out/model.safetensors --plot out/loss.png
+
+examples: $(VENV)/.core
+	$(BIN)/python examples/loss_curve.py
+	$(BIN)/python examples/decision_boundary.py
+	$(BIN)/python examples/gradient_flow.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

@@ -11,8 +11,10 @@ Activations, losses, optimizers, schedules and initialisers are names, or object
 from the modules of these names: ``xpmlp.optimizers.Adam(learning_rate=0.01)``.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from xpmlp.backends import available_backends, get_backend
-from xpmlp.callbacks import Callback, EarlyStopping
+from xpmlp.callbacks import Callback, EarlyStopping, GradientNorms
 from xpmlp.errors import (
     BackendUnavailableError,
     DeviceFallbackWarning,
@@ -26,6 +28,10 @@ from xpmlp.network import Gradient, Network
 from xpmlp.serialization import load, save
 from xpmlp.training import Run, fit
 
+if TYPE_CHECKING:
+    from xpmlp.displays import GradientFlowDisplay, LossCurveDisplay
+    from xpmlp.estimators import MLPClassifier, MLPRegressor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -36,7 +42,12 @@ __all__ = [
     "Dropout",
     "EarlyStopping",
     "Gradient",
+    "GradientFlowDisplay",
+    "GradientNorms",
     "History",
+    "LossCurveDisplay",
+    "MLPClassifier",
+    "MLPRegressor",
     "ModelFileError",
     "Network",
     "NonFiniteLossError",
@@ -48,3 +59,23 @@ __all__ = [
     "load",
     "save",
 ]
+
+# What imports scikit-learn or matplotlib is imported when it is asked for.
+_LAZY = {
+    "GradientFlowDisplay": "xpmlp.displays",
+    "LossCurveDisplay": "xpmlp.displays",
+    "MLPClassifier": "xpmlp.estimators",
+    "MLPRegressor": "xpmlp.estimators",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'xpmlp' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,8 +44,13 @@ __all__ = [
     "host",
 ]
 
-# In order of preference for device="auto". Found by name, so that a bare checkout works too.
-_SHIPPED = {"cupy": "xpmlp_cupy:CupyBackend", "numpy": "xpmlp_numpy:NumpyBackend"}
+# In order of preference for device="auto", which NumPy always can serve. Found by name, so that a
+# bare checkout works too.
+_SHIPPED = {
+    "cupy": "xpmlp_cupy:CupyBackend",
+    "numpy": "xpmlp_numpy:NumpyBackend",
+    "torch": "xpmlp_torch:TorchBackend",
+}
 _ENTRY_POINTS = "xpmlp.backends"
 
 
@@ -97,7 +102,7 @@ class ReferenceBackend(Backend):
     name = "array-api"
     library = ""
     immediate = True
-    policies = (
+    policies: tuple[DTypePolicy, ...] = (
         DTypePolicy("float32", "float32", "float64"),
         DTypePolicy("float64", "float64", "float64"),
     )
@@ -314,7 +319,7 @@ def backend_of(x: Array) -> Backend:
         return host()
     library = type(x).__module__.partition(".")[0]
     for name in _known():
-        if _why_not(name) is None and backend_class(name).library == library:
+        if _library(name) == library and _why_not(name) is None:
             for label in backend_class(name).devices():
                 backend = _open(name, label)
                 if backend.owns(x):
@@ -353,6 +358,13 @@ def backend_class(name: str) -> type[Backend]:
     """The class of an adapter, without opening a device."""
     module, _, attribute = _known()[name].partition(":")
     return cast("type[Backend]", getattr(import_module(module), attribute))
+
+
+def _library(name: str) -> str | None:
+    try:
+        return backend_class(name).library
+    except Exception:  # a third party's package is broken
+        return None
 
 
 def _why_not(name: str) -> str | None:

@@ -105,6 +105,39 @@ class EarlyStopping(Callback):
             run.network.backend.copy(self._parameters, run.network.parameters)
 
 
+class GradientNorms(Callback):
+    """Record how large the gradient of each layer's weights is: whether it vanishes or explodes.
+
+    The gradient is that of the epoch's last batch, of the whole objective, and after clipping.
+    Draw the norms with :class:`xpmlp.GradientFlowDisplay`.
+
+    :func:`xpmlp.fit` and an estimator's ``fit`` start anew; its ``partial_fit``, and ``fit`` with
+    ``warm_start=True``, go on with the epochs before them. Every network needs an instance of its
+    own.
+
+    Attributes
+    ----------
+    norms : list of list of float
+        ``norms[i][l]`` is the Euclidean norm of dJ/dW of layer l after epoch ``epochs[i]``.
+    epochs : list of int
+        The recorded epochs, counted from 1.
+    """
+
+    def __init__(self) -> None:
+        self.norms: list[list[float]] = []
+        self.epochs: list[int] = []
+
+    def on_start(self, run: Run) -> None:
+        kept = sum(epoch <= run.first_epoch for epoch in self.epochs)
+        del self.norms[kept:], self.epochs[kept:]
+
+    def on_epoch(self, run: Run) -> None:
+        backend, dtype = run.network.backend, run.network.policy.accumulate
+        squares = [backend.total_squares(weight, dtype) for weight in run.gradient.weights]
+        self.norms.append([math.sqrt(backend.read(square)) for square in squares])
+        self.epochs.append(run.first_epoch + run.epoch + 1)
+
+
 class ProgressBar(Callback):
     """A bar with the device, samples per second and the newest values; only on a terminal."""
 

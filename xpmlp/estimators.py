@@ -183,7 +183,7 @@ class MLPClassifier(ClassifierMixin, MLP):
         check_labels("y", y)
         if incremental:
             self._learn_classes(y, classes)
-        if "classes_" not in self.__dict__ or not (incremental or "network_" in self.__dict__):
+        if "classes_" not in self.__dict__:
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
         elif self.warm_start and set(unique_labels(y)) != set(self.classes_):
@@ -191,10 +191,10 @@ class MLPClassifier(ClassifierMixin, MLP):
                 "warm_start can only be used where `y` has the same classes as in the previous "
                 f"call to fit. Previously got {self.classes_}, `y` has {unique_labels(y)}"
             )
-        self._check_known("y", y)
-        kind = self._label_binarizer.y_type_
-        several = kind.startswith("multilabel") or kind == "multiclass"
-        self.n_outputs_ = len(self.classes_) if several else 1
+        else:
+            self._check_known("y", y)
+        kinds = {"multiclass": len(self.classes_), "multilabel-indicator": y.shape[-1]}
+        self.n_outputs_ = kinds.get(self._label_binarizer.y_type_, 1)
 
     def _learn_classes(self, y: Any, classes: Any) -> None:
         """The classes of ``partial_fit``, which its first call must be given."""

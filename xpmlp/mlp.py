@@ -218,7 +218,7 @@ class MLP(Parameters):
         """A new network, and the attributes as they are before the first epoch."""
         self._trained_on_host = not is_foreign(X)
         dense = [layer for layer in layers if isinstance(layer, Dense)]
-        dtype = self.dtype or ("float32" if dtype_name(X) == "float32" else "float64")
+        dtype = "float32" if dtype_name(X) == "float32" else "float64"
         theirs = isinstance(self.activation, str) and self.activation in parity.ACTIVATION_NAMES
         parameters = None
         if theirs and self.layers is None:
@@ -227,8 +227,10 @@ class MLP(Parameters):
                 self._random_state, widths, self.activation, bool(self.bias)
             )
             parameters = drawn.astype(dtype)
-        if self.solver == "lbfgs" and self.dtype is None:
-            dtype = "float64"  # where scikit-learn computes, after rounding to the dtype of X
+        if self.dtype is not None:
+            dtype = self.dtype
+        elif self.solver == "lbfgs":
+            dtype = "float64"  # as scikit-learn computes, from weights of X's dtype
         seed = 0
         if parameters is None or any(isinstance(layer, Dropout) for layer in layers):
             seed = int(self._random_state.randint(2**31 - 1))
@@ -249,8 +251,6 @@ class MLP(Parameters):
             print(f"Training on {self.network_.device}")
         self.history_ = History()
         self.n_iter_ = self.t_ = 0
-        if self.solver != "lbfgs":
-            self.loss_curve_: list[float] = []
 
     def _split(self, y: Any) -> tuple[Any, Any]:
         """Rows to train and rows to validate on, as scikit-learn draws them."""
@@ -301,6 +301,7 @@ class MLP(Parameters):
             validation = Dataset(network, X_val, targets, weight, data.chosen_loss, "validation ")
             scores = self._metrics(X_val, y_val, weight)
         ends = parity.Epochs(self, self._monitored(), incremental, train_score)
+        self.loss_curve_: list[float] = self.__dict__.get("loss_curve_", [])
         start = len(self.loss_curve_)
         with network.backend.context():
             step = TrainingStep(

@@ -212,6 +212,7 @@ class Epochs(Callback):
             )
 
     def on_end(self, run: Run) -> None:
+        self.estimator.history_.stopped = run.history.stopped
         if self.restores:
             run.network.backend.copy(self.best_parameters, run.network.parameters)
 

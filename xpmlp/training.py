@@ -174,6 +174,8 @@ class Run:
         Epochs asked for, samples, batches in an epoch.
     epoch, batch, batch_rows : int
         The current epoch and batch, from 0, and the rows of the batch.
+    first_epoch : int
+        Epochs that an estimator has trained before this run.
     better : dict of str to str or None
         Keys of the history, each with ``"min"``, ``"max"`` or, where unknown, None.
     """
@@ -194,7 +196,7 @@ class Run:
         self.epochs, self.n_samples = epochs, batches.n_samples
         self.epoch = self.batch = self.batch_rows = 0
         self._step, self._data, self._held_out, self._scores = step, data, held_out, scores
-        self._batches, self._first_epoch = batches, first_epoch
+        self._batches, self.first_epoch = batches, first_epoch
         self.n_batches = len(batches)
         self._losses = network.backend.zeros((self.n_batches,), network.policy.accumulate)
         self._prefix = "val_" if held_out else ""
@@ -219,7 +221,7 @@ class Run:
     @property
     def _address(self) -> int:
         """The epoch that addresses dropout masks, which goes on where an earlier run ended."""
-        return self._first_epoch + self.epoch
+        return self.first_epoch + self.epoch
 
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current step; the first reason is kept."""

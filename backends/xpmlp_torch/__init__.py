@@ -1,0 +1,141 @@
+"""The PyTorch adapter: tensors on a CPU, or on GPUs of NVIDIA, AMD, Intel and Apple.
+
+Nothing of PyTorch's autograd is used. PyTorch is imported when it is first asked for, and never
+for ``device="auto"``, since that takes seconds.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache, cached_property
+from typing import Any
+
+from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, functions_of, host
+from xpmlp.typing import RuleFunctions
+
+_ACCELERATORS = ("cuda", "xpu", "mps")  # AMD's GPUs are "cuda" to PyTorch
+
+
+class TorchBackend(ReferenceBackend):
+    """PyTorch tensors on one device."""
+
+    name = "torch"
+    library = "torch"
+
+    def __init__(self, device: str = "cpu") -> None:
+        import array_api_compat.torch
+        import torch
+
+        self.torch: Any = torch
+        # As tensors name it: "mps:0" for "mps".
+        super().__init__(array_api_compat.torch, device, torch.empty(0, device=device).device)
+        self.kind = device.partition(":")[0]
+        self.immediate = self.kind == "cpu"
+        if self.kind == "mps":  # which has no float64
+            self.policies = (DTypePolicy("float32", "float32", "float32"),)
+
+    @cached_property
+    def functions(self) -> RuleFunctions:  # type: ignore[override]
+        functions: Any = functions_of(self.xp)
+        functions.erf = staticmethod(self.torch.erf)
+        chosen: RuleFunctions = functions
+        return chosen
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return _unavailable()
+
+    @classmethod
+    def devices(cls) -> tuple[str, ...]:
+        import torch
+
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if hasattr(torch, "xpu") and torch.xpu.is_available():
+            found += [f"xpu:{index}" for index in range(torch.xpu.device_count())]
+        if torch.backends.mps.is_available():
+            found.append("mps")
+        return (*found, "cpu")
+
+    @classmethod
+    def version(cls) -> str:
+        import torch
+
+        return f"PyTorch {torch.__version__}"
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        kind, colon, index = device.partition(":")
+        return device in ("cpu", "mps") or (
+            kind in _ACCELERATORS[:2] and (not colon or index.isdecimal())
+        )
+
+    def memory(self) -> tuple[int, int] | None:
+        if self.kind == "cuda":
+            free, total = self.torch.cuda.mem_get_info(self.xp_device)
+            return int(free), int(total)
+        return host().memory() if self.kind == "cpu" else None
+
+    def context(self) -> AbstractContextManager[Any]:
+        without_autograd: AbstractContextManager[Any] = self.torch.no_grad()
+        return without_autograd
+
+    def synchronize(self) -> None:
+        if self.kind in _ACCELERATORS:
+            getattr(self.torch, self.kind).synchronize()
+
+    def owns(self, x: object) -> bool:
+        return isinstance(x, self.torch.Tensor) and x.device == self.xp_device
+
+    def from_host(self, x: Any) -> Array:
+        array: Any = host().from_host(x)
+        # PyTorch takes neither read-only memory nor negative strides.
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        if self.kind == "mps" and str(array.dtype) == "float64":
+            array = array.astype("float32")
+        tensor: Array = self.torch.as_tensor(array, device=self.xp_device)
+        return tensor
+
+    def to_host(self, x: Array) -> Any:
+        tensor: Any = x
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
+
+    def copy(self, x: Array, out: Array) -> None:
+        target: Any = out
+        target.copy_(x)
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        self.torch.matmul(a, b, out=out)
+
+    def sum_columns(self, x: Array, out: Array) -> None:
+        self.torch.sum(x, dim=-2, out=out)
+
+    def sum_rows(self, x: Array, out: Array) -> None:
+        self.torch.sum(x, dim=-1, keepdim=True, out=out)
+
+    def max_rows(self, x: Array, out: Array) -> None:
+        self.torch.amax(x, dim=-1, keepdim=True, out=out)
+
+    def take_rows(self, x: Array, indices: Array, out: Array) -> None:
+        if x.dtype == out.dtype:
+            self.torch.index_select(x, 0, indices, out=out)
+        else:
+            self.copy(self.torch.index_select(x, 0, indices), out)
+
+
+@cache
+def _unavailable() -> str | None:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            return f"PyTorch cannot be imported ({error})"
+        return "PyTorch is not installed; pip install 'xpmlp[torch]'"
+    except (ImportError, OSError) as error:  # a shared library is missing
+        return f"PyTorch cannot be imported ({error})"
+    try:
+        float((torch.ones(2, 2) @ torch.ones(2, 2)).sum())
+    except Exception as error:
+        return f"PyTorch {torch.__version__} cannot compute ({type(error).__name__}: {error})"
+    return None
