@@ -1,12 +1,14 @@
-"""The command line: train, predict, devices."""
+"""The command line: train, predict, devices, verify."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,12 @@ from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import available_backends, backend_class, get_backend
 from xpmlp.callbacks import EarlyStopping
 from xpmlp.datasets import Table, load_table
-from xpmlp.errors import BackendUnavailableError, NonFiniteLossError, check_number
+from xpmlp.errors import (
+    BackendUnavailableError,
+    NonFiniteLossError,
+    check_number,
+    unknown_name,
+)
 from xpmlp.experiment import (
     encode_target,
     make_layers,
@@ -38,7 +45,10 @@ from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline, affine_scaling
 from xpmlp.schedules import SCHEDULES
 from xpmlp.serialization import write_atomically
+from xpmlp.testing import participants, reference_of
 from xpmlp.training import fit
+from xpmlp.verify import STEPS, Report
+from xpmlp.verify import verify as compare_runs
 
 PICTURES = ("png", "svg", "pdf")
 
@@ -47,8 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 if all is well, 2 for a user's error, 1 if a run failed."""
     warnings.showwarning = _show_warning
     try:
-        cli.main(arguments, prog_name="xpmlp", standalone_mode=False)
-        code = 0
+        code = cli.main(arguments, prog_name="xpmlp", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         code = 2
@@ -222,7 +231,7 @@ def train(data: str, **options: Any) -> None:
     if options["plot"]:
         title = f"{table.name} on {network.device}"
         title += f" (validation curves: the {watched} rows)" if watched else ""
-        write_atomically(options["plot"], draw(history, title, Path(options["plot"]).suffix[1:]))
+        write_atomically(options["plot"], draw([history], title, options["plot"]))
         click.echo(f"plot     {options['plot']}")
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -283,15 +292,72 @@ def devices() -> None:
             click.echo(f"{'':<8}   {device:<8} {free}".rstrip())
 
 
-def draw(history: History, title: str, kind: str) -> bytes:
-    """A picture of a history as the content of a file; `kind` is one of ``PICTURES``."""
+@cli.command(short_help="Compare the runs of all adapters and devices of this machine.")
+@click.option(
+    "--backends",
+    help="Only these, separated by commas, such as numpy:cpu,torch:cpu.  [default: all usable]",
+)
+@click.option("--steps", default=STEPS, help="Steps of each run.")
+@click.option(
+    "--against",
+    type=click.Choice(["each-other", "reference"]),
+    default="each-other",
+    help="reference: each adapter with its own library's reference path.",
+)
+@click.option("--json", "json_path", help="Write everything to this file.")
+@click.option("--plot", help="Draw the drift over the steps to this .png, .svg or .pdf.")
+def verify(
+    backends: str | None, steps: int, against: str, json_path: str | None, plot: str | None
+) -> int:
+    """Train the same networks everywhere and compare, tensor by tensor.
+
+    Covers every activation, loss and optimizer, in float64 and float32: gradients against finite
+    differences, one step, a whole run, the same run twice, random numbers, and transfers inside a
+    step. The first tensor that differs is named with its layer, step and values; the exit code is
+    1 then.
+    """
+    check_number("--steps", steps, minimum=1, integer=True)
+    _check_output("--json", json_path)
+    _check_output("--plot", plot, PICTURES)
+    found = participants()
+    if backends:
+        for name in backends.split(","):
+            if name not in found:
+                raise unknown_name("--backends", name, found)
+        found = {name: found[name] for name in backends.split(",")}
+    if against == "reference":
+        groups = [{name: b, f"{name} by reference": reference_of(b)} for name, b in found.items()]
+    else:
+        groups = [found]
+    reports = []
+    for group in groups:
+        report = compare_runs(group, steps=steps, progress=_progress)
+        reports.append(report)
+        click.echo(report)
+    if json_path:
+        content = json.dumps([report.to_dict() for report in reports], indent=1)
+        write_atomically(json_path, content.encode())
+    if plot:
+        write_atomically(plot, draw(reports, f"drift of the runs of {len(found)} adapters", plot))
+    return int(any(report.faults for report in reports))
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}\r", end="", file=sys.stderr, flush=True)
+
+
+def draw(subjects: Sequence[History | Report], title: str, path: str) -> bytes:
+    """A picture of what can plot itself, as the content of a file of the kind of `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    history.plot(figure.subplots())
+    ax = figure.subplots()
+    for subject in subjects:
+        subject.plot(ax)
     figure.suptitle(title, fontsize="medium")
     picture = io.BytesIO()
-    figure.savefig(picture, format=kind, dpi=120)
+    figure.savefig(picture, format=Path(path).suffix[1:], dpi=120)
     return picture.getvalue()
 
 

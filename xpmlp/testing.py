@@ -1,0 +1,448 @@
+"""Checks of gradients and of adapters, for this library's parts and for yours.
+
+``check_gradients`` compares derivatives with finite differences, ``check_backend`` an adapter's
+primitives with their definition. Both raise AssertionError with the place and the values.
+``xpmlp.verify`` compares whole runs, ``xpmlp.conformance`` makes pytest tests of all of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from xpmlp import rules
+from xpmlp.activations import Activation
+from xpmlp.backends import ReferenceBackend, available_backends, backend_class, get_backend, host
+from xpmlp.layers import Dense
+from xpmlp.losses import Loss
+from xpmlp.network import Network
+from xpmlp.rng import stream
+from xpmlp.typing import Array, Backend, Rule
+
+# How far one primitive may be from its definition in float64, relative to the largest value.
+TOLERANCES = {"float64": 1e-13, "float32": 2e-6}
+
+
+def assert_close(actual: Any, desired: Any, tolerance: float, what: str) -> None:
+    """Raise unless two arrays agree in shape and dtype, and in values to a relative tolerance.
+
+    Parameters
+    ----------
+    actual, desired : NumPy array
+    tolerance : float
+        Of the largest difference, relative to the largest finite magnitude in `desired`; 0 asks
+        for the same bits. NaN and infinities must be in the same places.
+    what : str
+        Named in the message.
+
+    Raises
+    ------
+    AssertionError
+        With the worst place and its values.
+    """
+    if actual.shape != desired.shape or actual.dtype != desired.dtype:
+        raise AssertionError(
+            f"{what}: got {actual.dtype} of shape {actual.shape}, expected {desired.dtype} of "
+            f"shape {desired.shape}"
+        )
+    place, difference = worst_place(actual, desired)
+    if not difference <= tolerance:
+        raise AssertionError(
+            f"{what}{list(place)} is {actual[place]!r}, expected {desired[place]!r}: a relative "
+            f"difference of {difference:.1e}, allowed {tolerance:.1e}"
+        )
+
+
+def worst_place(actual: Any, desired: Any, floor: float = 0.0) -> tuple[tuple[int, ...], float]:
+    """The place of the largest difference, and its size relative to the largest magnitude.
+
+    Magnitudes below `floor` count as that. The size is infinite where one value is finite and
+    the other is not, or two values that are not finite differ.
+    """
+    xp = host().xp
+    if actual.size == 0:
+        return (), 0.0
+    with host().context():
+        a, b = actual.astype("float64"), desired.astype("float64")
+        same = (a == b) | (xp.isnan(a) & xp.isnan(b))
+        gap = xp.where(same, 0.0, xp.abs(a - b))
+        gap = xp.where(xp.isfinite(gap), gap, math.inf)
+        finite = xp.abs(b[xp.isfinite(b)])
+        scale = max(floor, float(finite.max()) if finite.size else 0.0) or 1.0
+    place = tuple(int(i) for i in xp.unravel_index(xp.argmax(gap), gap.shape))
+    return place, float(gap[place]) / scale
+
+
+# --- Gradients ----------------------------------------------------------------------------------
+
+
+def check_gradients(
+    subject: Network | Activation | Loss,
+    X: Any = None,
+    y: Any = None,
+    loss: str | Loss = "squared_error",
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> float:
+    """Compare a gradient with central differences of the objective.
+
+    Parameters
+    ----------
+    subject : Network, Activation or Loss
+        An activation is tried in a small network, a loss at the end of one; X, y and `loss` can
+        then be left out. The differences are those of the same network in float64 on the CPU,
+        whatever its dtype and device.
+    X : array-like of shape (n_samples, n_features)
+    y : array-like
+        See the loss.
+    loss : str or Loss, default "squared_error"
+    tolerance : float, default 1e-5
+        Largest difference allowed, relative to the largest element of the gradient.
+    **options
+        Further arguments of :meth:`xpmlp.Network.loss_and_grad`.
+
+    Returns
+    -------
+    float
+        The largest relative difference.
+
+    Raises
+    ------
+    AssertionError
+        If the gradient is wrong, with the layer, the place and both values.
+    """
+    rng = host().generator(stream(0, "check"))
+    if isinstance(subject, Network):
+        network = subject
+    else:
+        activation = subject if isinstance(subject, Activation) else "tanh"
+        network = Network(4, [Dense(5, activation), Dense(3, "sigmoid")], device="cpu", seed=1)
+        X, y = rng.standard_normal((6, 4)), rng.random((6, 3))
+        loss = subject if isinstance(subject, Loss) else loss
+    gradient = network.backend.to_host(network.loss_and_grad(X, y, loss, **options)[1].flat)
+    expected = _differences(network, X, y, loss, options)
+    tolerance = tolerance if network.dtype == "float64" else max(tolerance, 1e-4)
+    (place,), difference = worst_place(gradient, expected, floor=1e-4)
+    if not difference <= tolerance:
+        raise AssertionError(
+            f"the gradient of {parameter_names(network)[place]} is {gradient[place]:.9g}, expected "
+            f"{expected[place]:.9g}: a relative difference of {difference:.1e}, allowed "
+            f"{tolerance:.1e}"
+        )
+    return difference
+
+
+def _differences(network: Network, X: Any, y: Any, loss: Any, options: dict[str, Any]) -> Any:
+    """Central differences of the objective by each parameter, in float64 on the host."""
+    start = network.backend.to_host(network.parameters).astype("float64")
+    twin = Network(
+        network.n_features, network.layers, backend=host(), seed=network.seed, parameters=start
+    )
+    found = start * 0.0
+    for index in range(start.size):
+        step = 1e-6 * max(1.0, abs(float(start[index])))
+        values = []
+        for sign in (1.0, -1.0):
+            twin.parameters[...] = start
+            twin.parameters[index] += sign * step
+            values.append(twin.loss_and_grad(X, y, loss, **options)[0])
+        found[index] = (values[0] - values[1]) / (2.0 * step)
+    return found
+
+
+def parameter_names(network: Network) -> list[str]:
+    """A name for each element of a network's parameters, such as ``weights[0][2, 1]``."""
+    weights, biases = network.views(network.parameters)
+    layers = [str(layer) for layer in network.dense]
+    names = []
+    for kind, arrays in (("weights", weights), ("biases", biases)):
+        for index, array in enumerate(arrays):
+            for place in host().xp.ndindex(*(array.shape if array is not None else (0,))):
+                names.append(f"{kind}[{index}]{list(place)} of {layers[index]}")
+    return names
+
+
+# --- Adapters -----------------------------------------------------------------------------------
+
+
+def check_backend(backend: Backend, rules: Iterable[Rule] = ()) -> dict[str, float]:
+    """Compare an adapter's primitives with their definition, in every dtype it trains in.
+
+    Parameters
+    ----------
+    backend : Backend
+    rules : iterable of callable
+        Rules of your own, ``rule(xp, *operands)``, checked besides the library's.
+
+    Returns
+    -------
+    dict of str to float
+        The largest relative difference for each primitive.
+
+    Raises
+    ------
+    AssertionError
+        At the first primitive that is wrong, with the place and the values.
+    """
+    found: dict[str, float] = {}
+    with backend.context():
+        for policy in backend.policies:
+            dtype = policy.parameter
+            for name, check in _PRIMITIVES.items():
+                found[name] = max(found.get(name, 0.0), check(backend, dtype))
+            _check_sums(backend, dtype, policy.accumulate)
+            for rule in [*library_rules(), *rules]:
+                _check_rule(backend, dtype, rule)
+        check_uniforms(backend)
+    return found
+
+
+def library_rules() -> list[Rule]:
+    """All rules of the library."""
+    functions = inspect.getmembers(rules, inspect.isfunction)
+    return [function for _, function in functions]
+
+
+def _normal(shape: tuple[int, ...], dtype: str, number: int = 0) -> Any:
+    drawn = host().generator(stream(number, "check")).standard_normal(shape)
+    return drawn.astype(dtype)
+
+
+def _out(backend: Backend, shape: tuple[int, ...], dtype: str) -> Array:
+    """A buffer full of what must be overwritten."""
+    out = backend.empty(shape, dtype)
+    backend.copy(backend.from_host(host().xp.full(shape, 99.0)), out)
+    return out
+
+
+def _check(backend: Backend, what: str, out: Array, expected: Any, dtype: str) -> float:
+    actual, desired = backend.to_host(out), expected.astype(dtype)
+    assert_close(actual, desired, TOLERANCES[dtype], f"{backend!r}, {dtype}, {what}")
+    return worst_place(actual, desired)[1]
+
+
+_Check = Callable[[Backend, str], float]
+_PRIMITIVES: dict[str, _Check] = {}
+
+
+def _primitive(check: _Check) -> _Check:
+    _PRIMITIVES[check.__name__.removeprefix("_check_")] = check
+    return check
+
+
+@_primitive
+def _check_matmul(backend: Backend, dtype: str) -> float:
+    worst = 0.0
+    for n, k, m in ((1, 1, 1), (3, 5, 4), (64, 33, 17)):
+        a, b = _normal((n, k), dtype), _normal((k, m), dtype, 1)
+        expected = a.astype("float64") @ b.astype("float64")
+        on = {"a": backend.from_host(a), "b": backend.from_host(b)}
+        turned = {"a": backend.from_host(a.T.copy()).mT, "b": backend.from_host(b.T.copy()).mT}
+        for left, right, kind in (
+            (on["a"], on["b"], "a @ b"),
+            (turned["a"], on["b"], "a.T.mT @ b"),
+            (on["a"], turned["b"], "a @ b.T.mT"),
+        ):
+            out = _out(backend, (n, m), dtype)
+            backend.matmul(left, right, out)
+            what = f"matmul {kind} of {(n, k)} and {(k, m)}"
+            worst = max(worst, _check(backend, what, out, expected, dtype))
+    return worst
+
+
+def _reduction(name: str, shape: Callable[[int, int], tuple[int, ...]], of: Any) -> None:
+    def check(backend: Backend, dtype: str) -> float:
+        worst = 0.0
+        for n, d in ((1, 1), (1, 7), (9, 1), (200, 31)):
+            x = _normal((n, d), dtype)
+            out = _out(backend, shape(n, d), dtype)
+            getattr(backend, name)(backend.from_host(x), out)
+            expected = of(x.astype("float64")).reshape(shape(n, d))
+            worst = max(worst, _check(backend, f"{name} of {(n, d)}", out, expected, dtype))
+        return worst
+
+    _PRIMITIVES[name] = check
+
+
+_reduction("sum_columns", lambda n, d: (d,), lambda x: x.sum(axis=0))
+_reduction("sum_rows", lambda n, d: (n, 1), lambda x: x.sum(axis=1))
+_reduction("max_rows", lambda n, d: (n, 1), lambda x: x.max(axis=1))
+
+
+@_primitive
+def _check_copy(backend: Backend, dtype: str) -> float:
+    worst = 0.0
+    for kind in ("bool", "uint8", "int32", "int64", "float32", "float64"):
+        x = (_normal((5, 3), "float64") * 9.0).astype("int8").astype(kind)
+        out = _out(backend, (5, 3), dtype)
+        backend.copy(backend.from_host(x), out)
+        worst = max(worst, _check(backend, f"copy from {kind}", out, x, dtype))
+    return worst
+
+
+@_primitive
+def _check_take_rows(backend: Backend, dtype: str) -> float:
+    worst = 0.0
+    rows = host().xp.asarray([4, 0, 4, 2])
+    for kind in ("uint8", "float32", "float64"):
+        x = (_normal((5, 3), "float64") * 9.0 + 30.0).astype(kind)
+        out = _out(backend, (4, 3), dtype)
+        backend.take_rows(backend.from_host(x), backend.from_host(rows), out)
+        worst = max(worst, _check(backend, f"take_rows from {kind}", out, x[rows], dtype))
+    return worst
+
+
+def _check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
+    """Sums keep the digits that `accumulate` promises."""
+    x = host().xp.full((300_001,), 0.1, dtype=dtype)
+    exact = float(x[0])
+    for name, expected in (("total", 300_001 * exact), ("total_squares", 300_001 * exact**2)):
+        value = backend.read(getattr(backend, name)(backend.from_host(x), accumulate))
+        allowed = 1e-10 if accumulate == "float64" else 1e-3
+        if not abs(value / expected - 1.0) <= allowed:
+            raise AssertionError(
+                f"{backend!r}, {dtype}, {name} accumulated in {accumulate}: got {value!r}, "
+                f"expected {expected!r}"
+            )
+
+
+def _check_rule(backend: Backend, dtype: str, rule: Rule) -> None:
+    """A rule on arrays of one shape, and with a number for its last operand.
+
+    It is compared with NumPy in the same dtype, so that cancellation is no difference.
+    """
+    n = len(inspect.signature(rule).parameters) - 1
+    for shape in ((3, 4), (150, 250)):
+        arrays = [0.25 + abs(_normal(shape, dtype, i)) / 4.0 for i in range(n)]
+        for numbers in {0, int(n > 2)}:
+            operands = [
+                float(array.flat[0]) if i >= n - numbers else array
+                for i, array in enumerate(arrays)
+            ]
+            with host().context():
+                results = rule(host().functions, *operands)
+            results = results if isinstance(results, tuple) else (results,)
+            outs = tuple(_out(backend, shape, dtype) for _ in results)
+            on_device = [x if isinstance(x, float) else backend.from_host(x) for x in operands]
+            backend.elementwise(rule)(outs, *on_device)
+            for out, result in zip(outs, results, strict=True):
+                expected = host().xp.broadcast_to(result, shape)
+                _check(backend, f"the rule {rule.__name__}", out, expected, dtype)
+
+
+def check_uniforms(backend: Backend) -> None:
+    """Compare ``fill_uniform`` with NumPy's generator at the same address, to the bit.
+
+    Raises
+    ------
+    AssertionError
+        At the first that differs.
+    """
+    for shape in ((1, 1), (7, 3), (100, 41)):
+        for address in (stream(3, "dropout"), stream(3, "dropout", epoch=2, batch=5, layer=1)):
+            out, expected = _out(backend, shape, "float32"), host().empty(shape, "float32")
+            backend.fill_uniform(out, address)
+            host().fill_uniform(expected, address)
+            what = f"{backend!r}, fill_uniform of {shape}"
+            assert_close(backend.to_host(out), expected, 0.0, what)
+
+
+# --- What is on this machine --------------------------------------------------------------------
+
+
+def participants() -> dict[str, Backend]:
+    """Every usable adapter and kind of device, and array-api-strict where it is installed."""
+    found: dict[str, Backend] = {}
+    for name, state in available_backends().items():
+        if state == "usable":
+            for device in backend_class(name).devices():
+                kind = device.partition(":")[0]
+                found.setdefault(f"{name}:{kind}", get_backend(device, name))
+    if find_spec("array_api_strict"):
+        found["array-api-strict"] = strict_backend()
+    return dict(sorted(found.items(), key=lambda item: item[0] != "numpy:cpu"))
+
+
+def reference_of(backend: Backend) -> Backend:
+    """An adapter's library and device with none of the adapter's own primitives."""
+
+    class Reference(ReferenceBackend):
+        name = f"{backend.name} by reference"
+        policies = backend.policies
+
+        @classmethod
+        def version(cls) -> str:
+            return f"{backend.version()}, array API functions alone"
+
+        def context(self) -> AbstractContextManager[Any]:
+            return backend.context()
+
+        def from_host(self, x: Any) -> Array:
+            return backend.from_host(x)
+
+        def to_host(self, x: Array) -> Any:
+            return backend.to_host(x)
+
+    of: Any = backend
+    return Reference(backend.xp, backend.device, of.xp_device)
+
+
+def strict_backend() -> Backend:
+    """array-api-strict on its second device.
+
+    Anything outside the standard, and any stray array of the host, raises there.
+    """
+    strict: Any = import_module("array_api_strict")
+
+    class StrictBackend(ReferenceBackend):
+        name = "array-api-strict"
+        library = "array_api_strict"
+
+        @classmethod
+        def version(cls) -> str:
+            return f"array-api-strict {strict.__version__}"
+
+        def context(self) -> AbstractContextManager[Any]:
+            return host().context()  # it computes with NumPy
+
+        def to_host(self, x: Array) -> Any:
+            on_cpu: Any = x
+            return host().from_host(on_cpu.to_device(strict.Device("CPU_DEVICE")))
+
+    return StrictBackend(strict, "device1", strict.Device("device1"))
+
+
+@contextmanager
+def counted_transfers(backend: Any) -> Iterator[list[str]]:
+    """Collect the names of the calls that cross between host and device, inside the block.
+
+    Uniforms that an adapter receives from the host are left out.
+    """
+    calls: list[str] = []
+    original = {name: getattr(backend, name) for name in ("to_host", "from_host", "fill_uniform")}
+
+    def counted(name: str) -> Callable[[Any], Any]:
+        def call(x: Any) -> Any:
+            calls.append(name)
+            return original[name](x)
+
+        return call
+
+    def fill_uniform(*arguments: Any) -> None:
+        before = len(calls)
+        original["fill_uniform"](*arguments)
+        del calls[before:]
+
+    backend.to_host, backend.from_host = counted("to_host"), counted("from_host")
+    backend.fill_uniform = fill_uniform
+    try:
+        yield calls
+    finally:
+        for name in original:
+            delattr(backend, name)

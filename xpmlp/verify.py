@@ -1,0 +1,454 @@
+"""Do the devices of this machine give the same run? Whole runs, compared tensor by tensor.
+
+Every participant trains the same networks from the same seed. What each step computes is kept in
+the order of computation, so that the first tensor that differs says where a fault is. Rounding
+adds up from step to step, and so does what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+from xpmlp.activations import ACTIVATIONS
+from xpmlp.backends import host
+from xpmlp.data import Batches, shuffled
+from xpmlp.history import new_axes
+from xpmlp.layers import Dense, DenseStage, Dropout
+from xpmlp.losses import LOSSES, LogLoss, Loss, Poisson
+from xpmlp.network import Network
+from xpmlp.optimizers import OPTIMIZERS, SGD, Optimizer, RMSprop
+from xpmlp.rng import stream
+from xpmlp.step import Dataset, TrainingStep
+from xpmlp.testing import check_gradients, check_uniforms, counted_transfers, worst_place
+from xpmlp.typing import Backend
+
+STEPS = 200
+# Largest relative difference of a tensor after one step, and what a step may add to it.
+ONE_STEP = {"float64": 1e-12, "float32": 1e-5}
+GROWTH = {"float64": 1e-12, "float32": 2e-6}
+_N, _FEATURES, _BATCH = 60, 5, 16  # the last batch of an epoch has 12 rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and how it is trained; together they cover every part of the library."""
+
+    name: str
+    layers: tuple[Any, ...]
+    loss: Loss
+    optimizer: Optimizer
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weighted: bool = False
+
+    @property
+    def n_outputs(self) -> int:
+        units: int = self.layers[-1].units
+        return units
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """One case for each activation; losses, optimizers and options take turns."""
+    optimizers = [
+        *(optimizer() for optimizer in OPTIMIZERS.values()),
+        SGD(0.01, momentum=0.9),
+        SGD(0.01, momentum=0.9, nesterov=True, rate_in_velocity=True),
+        RMSprop(momentum=0.5, centered=True),
+        OPTIMIZERS["adam"](amsgrad=True),
+        OPTIMIZERS["adam"](epsilon_hat=True, weight_decay=0.01),
+    ]
+    losses = [loss() for loss in LOSSES.values()]
+    options: list[dict[str, Any]] = [{}, {"alpha": 0.01}, {"clip_norm": 1.0}, {"l1": 1e-4}]
+    names = [cls.name for cls in dict.fromkeys(ACTIVATIONS.values())]
+    made = []
+    for index, name in enumerate(names):
+        loss, optimizer = losses[index % len(losses)], optimizers[index % len(optimizers)]
+        output, units = "identity", 2
+        if isinstance(loss, LogLoss):
+            output, units = ("softmax", 3) if index % 2 else ("sigmoid", 2)
+        elif isinstance(loss, Poisson):
+            output = "exp" if index % 2 else "softplus"
+        layers = (
+            Dense(9, name),
+            Dropout(0.2),
+            Dense(7, names[(index + 1) % len(names)], bias=bool(index % 3)),
+            Dense(units, output),
+        )
+        option = options[index % len(options)]
+        label = f"{name}, {loss.name}, {optimizer.name}{index + 1}"
+        made.append(Case(label, layers, loss, optimizer, option, weighted=index % 2 == 1))
+    return tuple(made)
+
+
+def sample(case: Case, n: int = _N) -> tuple[Any, Any, Any]:
+    """X, y and sample weights of a case, float64 on the host."""
+    rng = host().generator(stream(7, "verify"))
+    X = rng.standard_normal((n, _FEATURES))
+    y = rng.random((n, case.n_outputs))
+    if case.layers[-1].activation.name == "softmax":
+        y = (y == y.max(axis=1, keepdims=True)).astype("float64")
+    return X, y, rng.random(n) + 0.5 if case.weighted else None
+
+
+def build(case: Case, backend: Backend, dtype: str) -> Network:
+    """The network of a case."""
+    return Network(_FEATURES, case.layers, backend=backend, dtype=dtype, seed=11)
+
+
+# --- One run --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trace:
+    """What a run computed: the loss of each step, and every tensor of it by name."""
+
+    losses: list[float]
+    steps: list[dict[str, Any]]
+    transfers: list[str]
+
+
+def trace(case: Case, backend: Backend, dtype: str, n_steps: int) -> Trace:
+    """Train a case for some steps and keep everything, on the host."""
+    X, y, weight = (None if x is None else x.astype(dtype) for x in sample(case))
+    network = build(case, backend, dtype)
+    found = Trace([], [], [])
+    with backend.context():
+        data = Dataset(network, X, y, weight, case.loss)
+        options = {"alpha": 0.0, "l1": 0.0, "clip_norm": None} | dict(case.options)
+        step = TrainingStep(
+            network,
+            case.optimizer,
+            _BATCH,
+            data,
+            options["alpha"],
+            options["l1"],
+            options["clip_norm"],
+        )
+        batches = Batches(backend, _N, _BATCH, shuffled(network.seed, _N))
+        for number in range(n_steps):
+            epoch, batch = divmod(number, len(batches))
+            rows = list(batches.epoch(epoch))[batch]
+            with counted_transfers(backend) as calls:
+                value = step.forward(rows, epoch, batch)
+            tensors = _on_host(backend, _forward_tensors(step))
+            with counted_transfers(backend) as more_calls:
+                step.backward()
+            tensors |= _on_host(backend, _backward_tensors(step))
+            if number >= len(batches):  # buffers and kernels are made in the first epoch
+                found.transfers += calls + more_calls
+            found.losses.append(backend.read(value))
+            found.steps.append(tensors)
+    return found
+
+
+def _on_host(backend: Backend, tensors: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: backend.to_host(x).copy() for name, x in tensors}
+
+
+def _forward_tensors(step: TrainingStep) -> Iterator[tuple[str, Any]]:
+    """What the forward pass computed, in order."""
+    objective = step.objective
+    yield "batch: X", objective.x
+    for index, (layer, stage) in enumerate(
+        zip(step.network.layers, objective.program.stages, strict=True)
+    ):
+        place = f"layers[{index}] {layer}"
+        if isinstance(stage, DenseStage):
+            if stage.z is not stage.a:
+                yield f"{place}: pre-activation", stage.z
+        else:
+            yield f"{place}: uniforms", stage.u
+        yield f"{place}: output", stage.a
+    yield "targets", objective.target
+    yield "loss of each element", objective.elements
+    yield "gradient by the output", objective.d
+
+
+def _backward_tensors(step: TrainingStep) -> Iterator[tuple[str, Any]]:
+    """What the backward pass and the update computed, in order."""
+    layers, stages = step.network.layers, step.objective.program.stages
+    for index in reversed(range(len(stages))):
+        stage, place = stages[index], f"layers[{index}] {layers[index]}"
+        if isinstance(stage, DenseStage):
+            yield f"{place}: error term", stage.d
+            yield f"{place}: gradient of the weights", stage.grad_w
+            if stage.grad_b is not None:
+                yield f"{place}: gradient of the bias", stage.grad_b
+        else:
+            yield f"{place}: gradient by its output", stage.d
+    for name, slot in step.state.slots.items():
+        yield f"optimizer: {name}", slot
+    yield "parameters", step.network.parameters
+
+
+# --- Comparing runs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """The first tensor of two runs that differs by more than is allowed."""
+
+    case: str
+    step: int
+    tensor: str
+    place: tuple[int, ...]
+    values: tuple[float, float]
+    difference: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.case}: step {self.step + 1}, {self.tensor}{list(self.place)}: "
+            f"{self.values[0]!r} and {self.values[1]!r}, a relative difference of "
+            f"{self.difference:.1e}, allowed {self.allowed:.1e}"
+        )
+
+
+@dataclass
+class Comparison:
+    """How far two participants are apart, over all cases.
+
+    Attributes
+    ----------
+    one_step : float
+        The largest relative difference of a tensor in the first step.
+    drift : list of float
+        The largest relative difference of the parameters after each step.
+    first : Disagreement or None
+    """
+
+    pair: tuple[str, str]
+    dtype: str
+    one_step: float = 0.0
+    drift: list[float] = field(default_factory=list)
+    first: Disagreement | None = None
+
+    def add(self, case: Case, one: Trace, other: Trace) -> None:
+        """Compare the two runs of one more case."""
+        ranges = _magnitudes(one)
+        for number, (a, b) in enumerate(zip(one.steps, other.steps, strict=True)):
+            allowed = ONE_STEP[self.dtype] + number * GROWTH[self.dtype]
+            for name in a:
+                place, difference = worst_place(b[name], a[name], 1e-3 * ranges[name])
+                if number == 0:
+                    self.one_step = max(self.one_step, difference)
+                if not difference <= allowed and self.first is None:
+                    values = float(a[name][place]), float(b[name][place])
+                    self.first = Disagreement(
+                        case.name, number, name, place, values, difference, allowed
+                    )
+                if name == "parameters":
+                    if number == len(self.drift):
+                        self.drift.append(0.0)
+                    self.drift[number] = max(self.drift[number], difference)
+
+
+def _magnitudes(trace: Trace) -> dict[str, float]:
+    """The largest magnitude of each tensor over a run: what differences are measured by."""
+    found: dict[str, float] = {}
+    for tensors in trace.steps:
+        for name, x in tensors.items():
+            found[name] = max(found.get(name, 0.0), float(abs(x).max()))
+    return found
+
+
+# --- The report -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What :func:`verify` found.
+
+    Attributes
+    ----------
+    participants : dict of str to str
+        Versions of what was compared.
+    steps : int
+    gradients : dict of str to float
+        Largest relative difference from finite differences, for each participant, in the first
+        of the dtypes that it trains in.
+    comparisons : list of Comparison
+    faults : list of str
+        In words; empty if everything agrees.
+    """
+
+    participants: dict[str, str]
+    steps: int
+    gradients: dict[str, float] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        wide = max(len(name) for name in self.participants)
+        lines = [f"{name:<{wide}}  {version}" for name, version in self.participants.items()]
+        lines += ["", f"{len(cases())} networks, gradients against finite differences:"]
+        for name, value in self.gradients.items():
+            lines.append(f"  {name:<{wide + 9}}  {value:.1e}")
+        wide = 2 * wide + 14
+        lines += [
+            "",
+            f"{'relative difference after':<{wide}}{'1 step':>10}{f'{self.steps} steps':>12}",
+        ]
+        for found in self.comparisons:
+            name = f"{' and '.join(found.pair)}, {found.dtype}"
+            lines.append(f"  {name:<{wide - 2}}{found.one_step:>10.1e}{max(found.drift):>12.1e}")
+        lines += ["", *(f"FAULT  {fault}" for fault in self.faults)]
+        if not self.faults:
+            lines.append("All agree; each run twice to the bit, and no transfers inside a step.")
+        return "\n".join(lines)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the drift of the parameters over the steps.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Default: those of a new pyplot figure.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        ax = new_axes("Report.plot") if ax is None else ax
+        styles = {"float64": "-", "float32": "--"}
+        pairs = list(dict.fromkeys(found.pair for found in self.comparisons))
+        for found in self.comparisons:
+            ax.plot(
+                range(1, len(found.drift) + 1),
+                [value or math.nan for value in found.drift],  # log axes have no zero
+                styles[found.dtype],
+                color=f"C{pairs.index(found.pair)}",
+                label=f"{' and '.join(found.pair)}, {found.dtype}",
+            )
+        for dtype, style in styles.items():
+            allowed = [ONE_STEP[dtype] + step * GROWTH[dtype] for step in range(self.steps)]
+            ax.plot(range(1, self.steps + 1), allowed, style, color="0.7", linewidth=1)
+        ax.set_yscale("log")
+        ax.set_xlabel("step")
+        ax.set_ylabel("relative difference of the parameters (grey: allowed)")
+        ax.grid(alpha=0.3)
+        ax.legend(
+            frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
+        )
+        return ax
+
+
+def verify(
+    backends: Mapping[str, Backend],
+    *,
+    steps: int = STEPS,
+    dtypes: Sequence[str] = ("float64", "float32"),
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Compare the runs of all pairs of adapters, and each run with itself and with calculus.
+
+    Parameters
+    ----------
+    backends : mapping of str to Backend
+        At least one; see :func:`xpmlp.testing.participants`.
+    steps : int, default 200
+        Of each run.
+    dtypes : sequence of str
+        Those that an adapter does not train in are left out for it.
+    progress : callable, optional
+        Given a line of text now and then.
+
+    Returns
+    -------
+    Report
+    """
+    report = Report({name: backend.version() for name, backend in backends.items()}, steps)
+    faults = report.faults
+    for name, backend in backends.items():
+        faults += _stream_faults(name, backend)
+    checked: dict[str, str] = {}
+    for dtype in dtypes:
+        able = {
+            name: backend
+            for name, backend in backends.items()
+            if dtype in [policy.parameter for policy in backend.policies]
+        }
+        found = {pair: Comparison(pair, dtype) for pair in combinations(able, 2)}
+        for case in cases():
+            progress(f"{dtype}, {case.name}")
+            runs = {}
+            for name, backend in able.items():
+                label = f"{name}, {dtype}"
+                runs[name] = trace(case, backend, dtype, steps)
+                faults += [f"{label}, {text}" for text in own_faults(case, backend, runs[name])]
+                if checked.setdefault(name, dtype) == dtype:
+                    try:
+                        worst = _gradient_difference(case, backend, dtype)
+                    except AssertionError as error:
+                        worst = math.inf
+                        faults.append(f"{label}, {case.name}: {error}")
+                    report.gradients[label] = max(report.gradients.get(label, 0.0), worst)
+            for (one, other), comparison in found.items():
+                comparison.add(case, runs[one], runs[other])
+        report.comparisons += found.values()
+    for comparison in report.comparisons:
+        if comparison.first is not None:
+            pair = " and ".join(comparison.pair)
+            faults.append(f"{pair}, {comparison.dtype}, {comparison.first}")
+    return report
+
+
+def _stream_faults(name: str, backend: Backend) -> list[str]:
+    """Where the uniforms of an adapter are not those of NumPy's generator."""
+    try:
+        with backend.context():
+            check_uniforms(backend)
+    except AssertionError as error:
+        return [f"{name}: {error}"]
+    return []
+
+
+def own_faults(case: Case, backend: Backend, found: Trace) -> list[str]:
+    """Where a run is not its own repetition, or leaves the device inside a step.
+
+    Parameters
+    ----------
+    case : Case
+    backend : Backend
+    found : Trace
+        The run, which is repeated for its first steps.
+
+    Returns
+    -------
+    list of str
+    """
+    faults = []
+    if found.transfers:
+        calls = ", ".join(sorted(set(found.transfers)))
+        faults.append(f"{case.name}: {len(found.transfers)} transfers inside steps ({calls})")
+    again = trace(case, backend, _dtype_of(found), min(len(found.steps), 8))
+    for number, (a, b) in enumerate(zip(found.steps, again.steps, strict=False)):
+        for name in a:
+            place, difference = worst_place(b[name], a[name])
+            if difference:
+                faults.append(
+                    f"{case.name}: not the same twice, step {number + 1}, {name}{list(place)}: "
+                    f"{a[name][place]!r} and {b[name][place]!r}"
+                )
+                return faults
+    return faults
+
+
+def _dtype_of(found: Trace) -> str:
+    return str(found.steps[0]["parameters"].dtype)
+
+
+def _gradient_difference(case: Case, backend: Backend, dtype: str) -> float:
+    X, y, weight = sample(case, 12)
+    options = {key: case.options[key] for key in ("alpha", "l1") if key in case.options}
+    network = build(case, backend, dtype)
+    return check_gradients(network, X, y, case.loss, sample_weight=weight, step=1, **options)
