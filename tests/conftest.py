@@ -9,14 +9,16 @@ os.environ["SCIPY_ARRAY_API"] = "1"
 
 import numpy as np
 import pytest
-from strict_adapter import StrictBackend
 
 from xpmlp.backends import Backend, available_backends, get_backend
+from xpmlp.testing import strict_backend
 
 BACKENDS: dict[str, Backend] = {
     "numpy": get_backend("cpu", "numpy"),
-    "array-api-strict": StrictBackend(),
+    "array-api-strict": strict_backend(),
 }
+if available_backends()["torch"] == "usable":
+    BACKENDS["torch"] = get_backend("cpu", "torch")
 if available_backends()["cupy"] == "usable":
     BACKENDS["cupy"] = get_backend("cuda", "cupy")
 

@@ -431,7 +431,7 @@ MONITORS = [
     (MLPClassifier, make_scorer(balanced_accuracy_score), "val_monitor", max),
     (MLPRegressor, "val_loss", "val_loss", min),
     (MLPRegressor, "neg_mean_absolute_error", "val_neg_mean_absolute_error", max),
-    (MLPRegressor, lambda e, X, y: -float(abs(e.predict(X) - y).max()), "val_<lambda>", max),
+    (MLPRegressor, lambda e, X, y: -float(abs(e.predict(X) - y).max()), "val_monitor", max),
 ]
 
 

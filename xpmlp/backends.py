@@ -12,11 +12,16 @@ from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
-from warnings import warn
 
 import array_api_compat
 
-from xpmlp.errors import BackendUnavailableError, DeviceFallbackWarning, unknown_name
+from xpmlp import rules
+from xpmlp.errors import (
+    BackendUnavailableError,
+    DeviceFallbackWarning,
+    unknown_name,
+    warn_user,
+)
 from xpmlp.rng import Stream
 from xpmlp.typing import (
     Array,
@@ -106,12 +111,18 @@ class ReferenceBackend(Backend):
         DTypePolicy("float32", "float32", "float64"),
         DTypePolicy("float64", "float64", "float64"),
     )
-    precisions = ("ieee",)
+    precisions: tuple[str, ...] = ("ieee",)
 
     def __init__(self, xp: Namespace, device: str = "cpu", xp_device: Any = None) -> None:
         self.xp = xp
         self.device = device
         self.xp_device = xp_device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReferenceBackend:
+        return self  # one for each device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen, (self.device, self.name)
 
     def __repr__(self) -> str:
         return f"<{self.name} adapter on {self.device}>"
@@ -135,6 +146,9 @@ class ReferenceBackend(Backend):
     @classmethod
     def accepts(cls, device: str) -> bool:
         return device == "cpu"
+
+    def with_precision(self, name: str) -> Backend:
+        return self
 
     def memory(self) -> tuple[int, int] | None:
         return None
@@ -205,6 +219,23 @@ class ReferenceBackend(Backend):
     def total_squares(self, x: Array, dtype: str) -> Array:
         wide = self.xp.astype(x, self._dtype(dtype), copy=False)
         return cast(Array, self.xp.sum(wide * wide))
+
+    def softmax_log_loss(
+        self,
+        logits: Array,
+        y: Array,
+        elements: Array,
+        d: Array,
+        columns: tuple[Array, Array, Array],
+    ) -> None:
+        maximum, total, target_total = columns
+        self.max_rows(logits, maximum)
+        self.elementwise(rules.exp_shifted)((d,), logits, maximum)
+        self.sum_rows(d, total)
+        self.sum_rows(y, target_total)
+        self.elementwise(rules.categorical_log_loss_from_softmax)(
+            (elements, d), d, logits, y, maximum, total, target_total
+        )
 
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         self.copy(self.xp.take(x, indices, axis=0), out)
@@ -293,7 +324,7 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     message = f"{wanted} cannot be used ({'; '.join(reasons)})"
     if not fallback or device == "cpu":
         raise BackendUnavailableError(message)
-    warn(f"{message}; falling back to the CPU", DeviceFallbackWarning, stacklevel=2)
+    warn_user(f"{message}; falling back to the CPU", DeviceFallbackWarning)
     return host()
 
 
@@ -301,7 +332,7 @@ def reopen(device: str, name: str) -> Backend:
     """The adapter that something was pickled on; where it is missing, the CPU with a warning."""
     if name in _known():
         return get_backend(device, name)
-    warn(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
+    warn_user(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
     return host()
 
 

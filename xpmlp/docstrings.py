@@ -185,8 +185,10 @@ With scikit-learn's own parameters a run is scikit-learn's run, to rounding: ini
 split and orders are drawn as there. So are its peculiarities: the loss of several regression
 targets is reported as an average over them while its gradient is that of the sum; probabilities
 are clipped in the loss but not in its gradient; sample weights do not influence which rows are
-held out. Different is: a loss that becomes NaN or infinite ends training at once; going on with
-other hidden layers, ``batch_size`` aside, is an error; a failing ``fit`` changes nothing."""
+held out; with `warm_start` and `early_stopping`, a ``fit`` that finds no better score than those
+before ends with its last weights. Different is: a loss that becomes NaN or infinite ends training
+at once; going on with other hidden layers is an error; a batch whose weights are all zero teaches
+nothing, in place of an error; a failing ``fit`` changes nothing."""
 
 TEXTS = {
     "parameters": _PARAMETERS,

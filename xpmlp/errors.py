@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
+
+# Frames of these are not the user's: scikit-learn wraps `fit`.
+_INSIDE = ("xpmlp", "contextlib", "sklearn")
 
 
 class BackendUnavailableError(RuntimeError):
@@ -15,6 +20,10 @@ class BackendUnavailableError(RuntimeError):
 
 class DeviceFallbackWarning(UserWarning):
     """The requested device cannot be used and the CPU was taken instead."""
+
+
+class DeviceMemoryError(MemoryError):
+    """The device has no memory left for an array; the message says how much there is."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -29,6 +38,14 @@ class ModelFileError(ValueError):
     """A file is not a model of xpmlp, or is damaged."""
 
 
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the line outside this library that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table: lists the known names, the nearest first."""
     names = sorted(known)
@@ -36,6 +53,16 @@ def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueErr
     hint = f" Did you mean {near[0]!r}?" if near else ""
     ordered = near + [name for name in names if name not in near]
     return ValueError(f"{argument}={given!r} is not known.{hint} Known: {', '.join(ordered)}.")
+
+
+def out_of_device_memory(device: str, asked: int, free: int, total: int) -> DeviceMemoryError:
+    """The error for an array of `asked` bytes that does not fit beside the others."""
+    return DeviceMemoryError(
+        f"an array of {asked:,} bytes does not fit on {device}, where {free:,} of {total:,} bytes "
+        "are free; use smaller batches, dtype='float32' or a smaller network, delete arrays that "
+        "are no longer needed, end other programs on that device, or raise the limit of its "
+        "memory pool"
+    )
 
 
 def check_flag(argument: str, value: Any) -> None:

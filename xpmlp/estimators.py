@@ -23,6 +23,7 @@ from xpmlp import parity
 from xpmlp.backends import host
 from xpmlp.data import like
 from xpmlp.docstrings import documented
+from xpmlp.errors import check_number
 from xpmlp.layers import Dense
 from xpmlp.losses import LOSSES, Focal, LogLoss, Loss, Poisson, SquaredError
 from xpmlp.mlp import MLP
@@ -211,6 +212,13 @@ class MLPClassifier(ClassifierMixin, MLP):
             )
 
     def _check_known(self, name: str, y: Any) -> None:
+        check_labels(name, y)
+        several = self._label_binarizer.y_type_.startswith("multilabel")
+        if several != (y.ndim == 2):
+            raise ValueError(
+                f"{name} must have {'a column for each label' if several else 'one label a row'}, "
+                f"got shape {y.shape}"
+            )
         if y.ndim == 1:
             unknown = sorted(set(unique_labels(y)) - set(self.classes_))
             if unknown:
@@ -221,7 +229,8 @@ class MLPClassifier(ClassifierMixin, MLP):
 
     def _encode(self, y: Any) -> Any:
         """Class numbers, or the matrix of 0 and 1 of several labels."""
-        if y.ndim == 1:
+        numbers = self.n_outputs_ == 1 or self._loss().labels_allowed(self.n_outputs_)
+        if y.ndim == 1 and numbers:
             return np.searchsorted(self.classes_, y).astype(np.int32)
         return self._label_binarizer.transform(y)
 
@@ -263,8 +272,13 @@ class MLPClassifier(ClassifierMixin, MLP):
             )
         if y.ndim != 1:
             raise ValueError("class_weight needs one label a row, got several")
+        if isinstance(self.class_weight, dict):
+            for label, value in self.class_weight.items():
+                check_number(f"class_weight[{label!r}]", value, minimum=0)
         by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        weight = by_class[self._encode(y)]
+        if not by_class.any():
+            raise ValueError(f"class_weight must not be all zero, got {self.class_weight!r}")
+        weight = by_class[np.searchsorted(self.classes_, y)]
         return weight if sample_weight is None else weight * sample_weight
 
 

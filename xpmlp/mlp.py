@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable as Function
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
-from warnings import warn
 
 import array_api_compat
 import numpy as np
@@ -23,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from xpmlp import parity
 from xpmlp.backends import backend_of, dtype_name, get_backend, host
 from xpmlp.data import Batches, as_matrix, is_foreign
-from xpmlp.errors import NonFiniteLossError
+from xpmlp.errors import NonFiniteLossError, warn_user
 from xpmlp.history import History
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.lbfgs import FullBatch, minimize
@@ -32,7 +30,15 @@ from xpmlp.network import Network
 from xpmlp.parameters import Parameters
 from xpmlp.step import Dataset, TrainingStep
 from xpmlp.training import Run
-from xpmlp.validation import checked_X, checked_y, hosted, refuse_masked, take
+from xpmlp.validation import (
+    checked_weight,
+    checked_X,
+    checked_y,
+    hosted,
+    naming,
+    refuse_masked,
+    take,
+)
 
 # What fit sets anew.
 _FITTED = {
@@ -181,9 +187,7 @@ class MLP(Parameters):
         X = checked_X(self, X, reset=first)
         y = checked_y(self, X, y, "y")
         if sample_weight is not None:
-            refuse_masked("sample_weight", sample_weight)
-            alike = isinstance(sample_weight, Real)
-            sample_weight = np.full(X.shape[0], sample_weight) if alike else hosted(sample_weight)
+            sample_weight = checked_weight(X, sample_weight)
         self._learn_outputs(y, incremental, classes)
         self._random_state = check_random_state(self.random_state)
         layers = [*self._hidden_layers(), self._output_layer()]
@@ -203,14 +207,14 @@ class MLP(Parameters):
         rows, held_out = np.arange(X.shape[0]), None
         if X_val is not None:
             refuse_masked("X_val", X_val)
-            X_val = checked_X(self, X_val, reset=False)
+            with naming("X_val"):
+                X_val = checked_X(self, X_val, reset=False)
             y_val = checked_y(self, X_val, y_val, "y_val")
             self._check_known("y_val", y_val)
             held_out = X_val, y_val, None
         elif self.early_stopping:
             rows, left = self._split(y)
-            part = None if sample_weight is None else np.asarray(sample_weight)[left]
-            held_out = take(X, left), y[left], part
+            held_out = take(X, left), y[left], None if weight is None else weight[left]
         train_score = (lambda: self._evaluate(X, y, None)) if X_val is not None else None
         self._fit_stochastic(data, rows, held_out, incremental, train_score)
 
@@ -278,7 +282,9 @@ class MLP(Parameters):
         network, n = self.network_, len(rows)
         batch_size = 200 if self.batch_size == "auto" else int(self.batch_size)
         if self.batch_size != "auto" and batch_size > n:
-            warn(f"batch_size={batch_size} is larger than the {n} samples and is clipped to them")
+            warn_user(
+                f"batch_size={batch_size} is larger than the {n} samples and is clipped to them"
+            )
         order = np.arange(n)
 
         def draw(epoch: int) -> Any:
@@ -340,7 +346,7 @@ class MLP(Parameters):
             raise ValueError(f"{parity.NOT_FINITE} The loss became {found.fun}.")
         self.n_iter_, self.loss_ = min(int(found.nit), self.max_iter), float(found.fun)
         if found.status != 0:
-            warn(
+            warn_user(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s), max_iter="
                 f"{self.max_iter}, max_fun={self.max_fun}: {found.message}",
                 ConvergenceWarning,
@@ -355,14 +361,15 @@ class MLP(Parameters):
         metrics = [Metric("score", score, True, False)]
         monitored = self._monitored()
         if monitored not in ("loss", "val_loss", "val_score"):
-            scorer = get_scorer(self.monitor)
+            scorer, X = get_scorer(self.monitor), hosted(X)
 
             def monitor(y_true: Any, output: Any) -> float:
-                # The validated X has no feature names to be compared.
-                nameless = object.__new__(type(self))
-                nameless.__dict__.update(self.__dict__)
-                nameless.__dict__.pop("feature_names_in_", None)
-                return float(scorer(nameless, X, y))
+                # A view that answers in NumPy arrays, as y is one, and compares no feature names,
+                # which the validated X has not.
+                view = object.__new__(type(self))
+                view.__dict__.update(self.__dict__ | {"_trained_on_host": True})
+                view.__dict__.pop("feature_names_in_", None)
+                return float(scorer(view, X, y))
 
             metrics.append(Metric(monitored.removeprefix("val_"), monitor, True, False))
         return metrics

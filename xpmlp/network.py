@@ -146,6 +146,7 @@ class Network:
             known = ", ".join(repr(name) for name in self.backend.precisions)
             raise ValueError(f"precision must be {known} on {self.backend!r}, got {precision!r}")
         self.precision = precision
+        self.backend = self.backend.with_precision(precision)
 
         dense = self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         widths = [self.n_features, *(layer.units for layer in dense)]

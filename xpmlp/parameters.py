@@ -14,12 +14,17 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from xpmlp.activations import ACTIVATIONS, Activation
 from xpmlp.callbacks import Callback
+from xpmlp.errors import check_number
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.optimizers import OPTIMIZERS, Optimizer
 from xpmlp.parity import ACTIVATION_NAMES, Rate
 from xpmlp.schedules import SCHEDULES
 
 _RATES = ("constant", "invscaling", "adaptive")
+# scikit-learn ignores these where they do not apply, so that a grid over solvers works.
+_OF_SCIKIT_LEARN = ("sgd", "adam", "lbfgs")
+_SGD = ("momentum", "nesterovs_momentum")
+_ADAM = ("beta_1", "beta_2", "epsilon")
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
 BELOW_ONE = Interval(Real, 0, 1, closed="left")
@@ -125,16 +130,23 @@ class Parameters(BaseEstimator):
             given["dropout"] |= any(isinstance(layer, Dropout) for layer in self.layers or ())
             for name in [name for name in given if given[name]]:
                 raise ValueError(f"{name} cannot be used with solver='lbfgs'")
-        initial = self.learning_rate_init != 0.001
         if isinstance(solver, Optimizer):
-            for name in ("learning_rate", "learning_rate_init", "weight_decay"):
-                if getattr(self, name) != getattr(type(self), name):
+            for name in (*_SGD, *_ADAM, "power_t", "learning_rate", "learning_rate_init",
+                         "weight_decay"):  # fmt: skip
+                if self._is_set(name):
                     raise ValueError(f"{name} belongs into the solver, where that is {solver!r}")
-        elif callable(rate) and initial:
+        elif solver not in _OF_SCIKIT_LEARN:
+            for name in _SGD if solver in ("adamw", "nadam", "adamax") else (*_SGD, *_ADAM):
+                if self._is_set(name):
+                    raise ValueError(
+                        f"{name} cannot be used with solver={solver!r}; give an object of "
+                        "xpmlp.optimizers, which takes more options"
+                    )
+        if callable(rate) and self._is_set("learning_rate_init"):
             raise ValueError(
                 f"learning_rate_init belongs into learning_rate, where that is {rate!r}"
             )
-        if incremental and self.early_stopping:
+        if incremental and self.early_stopping and solver != "lbfgs":
             raise ValueError("partial_fit does not support early_stopping=True")
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
@@ -148,10 +160,15 @@ class Parameters(BaseEstimator):
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must hold instances of Callback, got {callback!r}")
 
+    def _is_set(self, name: str) -> bool:
+        """Whether a parameter is not its default."""
+        value, default = getattr(self, name), getattr(type(self), name)
+        return value is not default and not (type(value) is type(default) and value == default)
+
     def _hidden_layers(self) -> list[Layer]:
         if self.layers is not None:
             for name in ("hidden_layer_sizes", "activation", "dropout", "bias"):
-                if getattr(self, name) != getattr(type(self), name):
+                if self._is_set(name):
                     raise ValueError(f"{name} cannot be used with layers, which takes its place")
             for index, layer in enumerate(self.layers):
                 if not isinstance(layer, Dense | Dropout):
@@ -164,8 +181,12 @@ class Parameters(BaseEstimator):
         activations = _one_for_each("activation", self.activation, len(sizes))
         rates = self.dropout
         if not np.iterable(rates):
+            if rates and not sizes:
+                raise ValueError(f"dropout={rates!r} needs a hidden layer, or a list for the input")
             rates = [0.0, *[rates] * len(sizes)]
         rates = _one_for_each("dropout", rates, len(sizes) + 1)
+        for index, rate in enumerate(rates):
+            check_number(f"dropout[{index}]", rate, minimum=0, maximum=1, open_maximum=True)
         stack: list[Layer] = [Dropout(rates[0])] if rates[0] else []
         for size, activation, rate in zip(sizes, activations, rates[1:], strict=True):
             stack.append(Dense(size, _activation(activation), bool(self.bias)))
@@ -200,10 +221,12 @@ class Parameters(BaseEstimator):
         monitor = self.monitor
         if monitor is None:
             return "val_score" if self.early_stopping else "loss"
-        if monitor in ("loss", "val_loss", "val_score"):
+        if isinstance(monitor, str) and monitor in ("loss", "val_loss", "val_score"):
             return str(monitor)
-        name = monitor if isinstance(monitor, str) else getattr(monitor, "__name__", "monitor")
-        return f"val_{name}"
+        if isinstance(monitor, str):
+            return f"val_{monitor}"
+        name = getattr(monitor, "__name__", "")
+        return f"val_{name if name.isidentifier() and name not in ('loss', 'score') else 'monitor'}"
 
 
 def _one_for_each(name: str, values: Any, n: int) -> list[Any]:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from warnings import warn
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from xpmlp import rules
 from xpmlp.callbacks import Callback
+from xpmlp.errors import warn_user
 from xpmlp.losses import LogLoss, Loss
 from xpmlp.training import Run
 from xpmlp.typing import Array, Backend
@@ -162,6 +162,7 @@ class Epochs(Callback):
 
     def on_start(self, run: Run) -> None:
         estimator, network = self.estimator, run.network
+        self.improved = False
         self.sign = -1.0 if run.better[self.monitored] == "max" else 1.0
         best_monitored, _ = getattr(estimator, "_best", ("", 0.0))
         if best_monitored != self.monitored:
@@ -188,6 +189,7 @@ class Epochs(Callback):
         if value < best:
             estimator._best = (self.monitored, value)
             if self.restores:
+                self.improved = True
                 run.network.backend.copy(run.network.parameters, self.best_parameters)
         rate = estimator._optimizer.learning_rate
         if isinstance(rate, Rate):
@@ -205,7 +207,7 @@ class Epochs(Callback):
                 return
             estimator._no_improvement_count = 0
         if not self.incremental and run.epoch + 1 == run.epochs and not run.history.stopped:
-            warn(
+            warn_user(
                 f"Stochastic Optimizer: Maximum iterations ({run.epochs}) reached and the "
                 "optimization hasn't converged yet.",
                 ConvergenceWarning,
@@ -213,7 +215,9 @@ class Epochs(Callback):
 
     def on_end(self, run: Run) -> None:
         self.estimator.history_.stopped = run.history.stopped
-        if self.restores:
+        # scikit-learn's best weights of an earlier `fit` are trained on in place: a later one
+        # without a better score ends with its last weights.
+        if self.improved:
             run.network.backend.copy(self.best_parameters, run.network.parameters)
 
     def diverged(self, run: Run, error: Exception) -> None:
@@ -226,9 +230,10 @@ class Epochs(Callback):
         """
         if not self.restores or self.estimator._best[1] == math.inf:
             raise ValueError(f"{NOT_FINITE} {error}.") from error
+        run.network.backend.copy(self.best_parameters, run.network.parameters)
         values = dict.fromkeys(run.better, math.nan)
         self._record(values, run.n_samples)
-        warn(f"{error}. The best weights before that are kept", ConvergenceWarning)
+        warn_user(f"{error}. The best weights before that are kept", ConvergenceWarning)
 
     def _record(self, values: dict[str, float], n_samples: int) -> None:
         estimator = self.estimator

@@ -408,6 +408,14 @@ def strict_backend() -> Backend:
         def version(cls) -> str:
             return f"array-api-strict {strict.__version__}"
 
+        @classmethod
+        def devices(cls) -> tuple[str, ...]:
+            return ("device1",)
+
+        @classmethod
+        def accepts(cls, device: str) -> bool:
+            return device == "device1"
+
         def context(self) -> AbstractContextManager[Any]:
             return host().context()  # it computes with NumPy
 

@@ -8,11 +8,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from warnings import warn
 
 from xpmlp.callbacks import Callback, ProgressBar
 from xpmlp.data import Batches, batch_rows, shuffled
-from xpmlp.errors import NonFiniteLossError, TrainingInterruptedWarning, check_flag, check_number
+from xpmlp.errors import (
+    NonFiniteLossError,
+    TrainingInterruptedWarning,
+    check_flag,
+    check_number,
+    warn_user,
+)
 from xpmlp.history import History
 from xpmlp.losses import LOSSES, Loss
 from xpmlp.metrics import Metric, get_metric
@@ -319,9 +324,8 @@ def _interruptible(run: Run) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, previous)
         if interrupted:
-            warn(
+            warn_user(
                 f"training was interrupted in epoch {run.epoch + 1} of {run.epochs}; "
                 "the network holds the last finished step",
                 TrainingInterruptedWarning,
-                stacklevel=5,  # the caller of fit
             )

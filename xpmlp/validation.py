@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -14,9 +16,9 @@ from xpmlp.backends import backend_of
 from xpmlp.data import is_foreign
 
 
-def checked_X(estimator: Any, X: Any, reset: bool, name: str = "X") -> Any:
+def checked_X(estimator: Any, X: Any, reset: bool) -> Any:
     """X as an array of its own library, or CSR or CSC; its dtype stays."""
-    refuse_masked(name, X)
+    refuse_masked("X", X)
     if not is_foreign(X):
         return validate_data(
             estimator, X, accept_sparse=["csr", "csc"], dtype="numeric", reset=reset
@@ -50,6 +52,26 @@ def checked_y(estimator: Any, X: Any, y: Any, name: str) -> Any:
             f"{X.shape[0]}, {name} has {y.shape[0]}"
         )
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+
+def checked_weight(X: Any, weight: Any) -> Any:
+    """Sample weights as a NumPy array; one number stands for all."""
+    refuse_masked("sample_weight", weight)
+    weight = np.asarray(hosted(weight))
+    if weight.ndim == 0:
+        weight = np.full(X.shape[0], weight)
+    return weight.astype(float) if weight.dtype.kind == "b" else weight
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of the argument into the errors of checks that know none."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def take(X: Any, rows: Any) -> Any:
