@@ -18,6 +18,9 @@ BACKENDS: dict[str, Backend] = {
     "array-api-strict": strict_backend(),
 }
 if available_backends()["torch"] == "usable":
+    import torch
+
+    torch.set_num_threads(1)  # its threads cost more than they give on small tensors
     BACKENDS["torch"] = get_backend("cpu", "torch")
 if available_backends()["cupy"] == "usable":
     BACKENDS["cupy"] = get_backend("cuda", "cupy")

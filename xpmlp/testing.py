@@ -125,21 +125,24 @@ def check_gradients(
         network = Network(4, [Dense(5, activation), Dense(3, "sigmoid")], device="cpu", seed=1)
         X, y = rng.standard_normal((6, 4)), rng.random((6, 3))
         loss = subject if isinstance(subject, Loss) else loss
-    gradient = network.backend.to_host(network.loss_and_grad(X, y, loss, **options)[1].flat)
-    expected = _differences(network, X, y, loss, options)
-    tolerance = tolerance if network.dtype == "float64" else max(tolerance, 1e-4)
-    (place,), difference = worst_place(gradient, expected, floor=1e-4)
-    if not difference <= tolerance:
-        raise AssertionError(
-            f"the gradient of {parameter_names(network)[place]} is {gradient[place]:.9g}, expected "
-            f"{expected[place]:.9g}: a relative difference of {difference:.1e}, allowed "
-            f"{tolerance:.1e}"
-        )
-    return difference
+    expected = finite_differences(network, X, y, loss, **options)
+    gradient = network.loss_and_grad(X, y, loss, **options)[1].flat
+    return compare_gradient(network, gradient, expected, tolerance)
 
 
-def _differences(network: Network, X: Any, y: Any, loss: Any, options: dict[str, Any]) -> Any:
-    """Central differences of the objective by each parameter, in float64 on the host."""
+def finite_differences(network: Network, X: Any, y: Any, loss: str | Loss, **options: Any) -> Any:
+    """Central differences of the objective by each parameter, in float64 on the host.
+
+    Parameters
+    ----------
+    network : Network
+    X, y, loss, **options
+        See :meth:`xpmlp.Network.loss_and_grad`.
+
+    Returns
+    -------
+    NumPy array of shape (n_parameters,)
+    """
     start = network.backend.to_host(network.parameters).astype("float64")
     twin = Network(
         network.n_features, network.layers, backend=host(), seed=network.seed, parameters=start
@@ -154,6 +157,22 @@ def _differences(network: Network, X: Any, y: Any, loss: Any, options: dict[str,
             values.append(twin.loss_and_grad(X, y, loss, **options)[0])
         found[index] = (values[0] - values[1]) / (2.0 * step)
     return found
+
+
+def compare_gradient(
+    network: Network, gradient: Array, expected: Any, tolerance: float = 1e-5
+) -> float:
+    """The largest relative difference of a flat gradient; see :func:`check_gradients`."""
+    gradient = network.backend.to_host(gradient)
+    tolerance = tolerance if network.dtype == "float64" else max(tolerance, 1e-4)
+    (place,), difference = worst_place(gradient, expected, floor=1e-4)
+    if not difference <= tolerance:
+        raise AssertionError(
+            f"the gradient of {parameter_names(network)[place]} is {gradient[place]:.9g}, expected "
+            f"{expected[place]:.9g}: a relative difference of {difference:.1e}, allowed "
+            f"{tolerance:.1e}"
+        )
+    return difference
 
 
 def parameter_names(network: Network) -> list[str]:
@@ -196,7 +215,7 @@ def check_backend(backend: Backend, rules: Iterable[Rule] = ()) -> dict[str, flo
             dtype = policy.parameter
             for name, check in _PRIMITIVES.items():
                 found[name] = max(found.get(name, 0.0), check(backend, dtype))
-            _check_sums(backend, dtype, policy.accumulate)
+            check_sums(backend, dtype, policy.accumulate)
             for rule in [*library_rules(), *rules]:
                 _check_rule(backend, dtype, rule)
         check_uniforms(backend)
@@ -298,8 +317,14 @@ def _check_take_rows(backend: Backend, dtype: str) -> float:
     return worst
 
 
-def _check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
-    """Sums keep the digits that `accumulate` promises."""
+def check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
+    """Check that sums of `dtype` keep the digits that `accumulate` promises.
+
+    Raises
+    ------
+    AssertionError
+        At the first that does not.
+    """
     x = host().xp.full((300_001,), 0.1, dtype=dtype)
     exact = float(x[0])
     for name, expected in (("total", 300_001 * exact), ("total_squares", 300_001 * exact**2)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -24,7 +24,14 @@ from xpmlp.network import Network
 from xpmlp.optimizers import OPTIMIZERS, SGD, Optimizer, RMSprop
 from xpmlp.rng import stream
 from xpmlp.step import Dataset, TrainingStep
-from xpmlp.testing import check_gradients, check_uniforms, counted_transfers, worst_place
+from xpmlp.testing import (
+    check_sums,
+    check_uniforms,
+    compare_gradient,
+    counted_transfers,
+    finite_differences,
+    worst_place,
+)
 from xpmlp.typing import Backend
 
 STEPS = 200
@@ -369,7 +376,7 @@ def verify(
     report = Report({name: backend.version() for name, backend in backends.items()}, steps)
     faults = report.faults
     for name, backend in backends.items():
-        faults += _stream_faults(name, backend)
+        faults += [f"{name}: {text}" for text in _primitive_faults(backend)]
     checked: dict[str, str] = {}
     for dtype in dtypes:
         able = {
@@ -387,7 +394,7 @@ def verify(
                 faults += [f"{label}, {text}" for text in own_faults(case, backend, runs[name])]
                 if checked.setdefault(name, dtype) == dtype:
                     try:
-                        worst = _gradient_difference(case, backend, dtype)
+                        worst = gradient_difference(case, backend, dtype)
                     except AssertionError as error:
                         worst = math.inf
                         faults.append(f"{label}, {case.name}: {error}")
@@ -402,14 +409,19 @@ def verify(
     return report
 
 
-def _stream_faults(name: str, backend: Backend) -> list[str]:
-    """Where the uniforms of an adapter are not those of NumPy's generator."""
-    try:
-        with backend.context():
-            check_uniforms(backend)
-    except AssertionError as error:
-        return [f"{name}: {error}"]
-    return []
+def _primitive_faults(backend: Backend) -> list[str]:
+    """Where uniforms are not those of NumPy's generator, or sums lose what they promise to keep."""
+    faults = []
+    checks = [partial(check_uniforms, backend)]
+    for policy in backend.policies:
+        checks.append(partial(check_sums, backend, policy.parameter, policy.accumulate))
+    with backend.context():
+        for check in checks:
+            try:
+                check()
+            except AssertionError as error:
+                faults.append(str(error))
+    return faults
 
 
 def own_faults(case: Case, backend: Backend, found: Trace) -> list[str]:
@@ -447,8 +459,28 @@ def _dtype_of(found: Trace) -> str:
     return str(found.steps[0]["parameters"].dtype)
 
 
-def _gradient_difference(case: Case, backend: Backend, dtype: str) -> float:
-    X, y, weight = sample(case, 12)
-    options = {key: case.options[key] for key in ("alpha", "l1") if key in case.options}
+def gradient_difference(case: Case, backend: Backend, dtype: str) -> float:
+    """How far the gradient of a case is from finite differences.
+
+    Raises
+    ------
+    AssertionError
+        If it is wrong, with the layer, the place and both values.
+    """
+    data, options = _gradient_arguments(case)
     network = build(case, backend, dtype)
-    return check_gradients(network, X, y, case.loss, sample_weight=weight, step=1, **options)
+    gradient = network.loss_and_grad(*data, **options)[1].flat
+    return compare_gradient(network, gradient, _expected_gradient(case.name))
+
+
+@cache
+def _expected_gradient(name: str) -> Any:
+    case = next(case for case in cases() if case.name == name)
+    data, options = _gradient_arguments(case)
+    return finite_differences(build(case, host(), "float64"), *data, **options)
+
+
+def _gradient_arguments(case: Case) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    X, y, weight = sample(case, 12)
+    penalties = {key: case.options[key] for key in ("alpha", "l1") if key in case.options}
+    return (X, y, case.loss), {"sample_weight": weight, "step": 1, **penalties}

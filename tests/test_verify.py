@@ -1,0 +1,295 @@
+"""The comparison of runs finds the faults that are planted, and says where they are."""
+
+import json
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from conftest import BACKENDS
+
+from xpmlp import Dense, Network, get_backend, rules
+from xpmlp.activations import ACTIVATIONS, Activation
+from xpmlp.cli import main
+from xpmlp.conformance import BackendTests
+from xpmlp.layers import Dropout
+from xpmlp.losses import LOSSES, Loss
+from xpmlp.optimizers import OPTIMIZERS
+from xpmlp.testing import check_backend, check_gradients, participants, strict_backend
+from xpmlp.verify import cases, verify
+
+Numpy = type(get_backend("cpu", "numpy"))
+
+
+# --- Six faulty adapters ------------------------------------------------------------------------
+
+
+class WrongDerivative(Numpy):
+    def elementwise(self, rule):
+        return super().elementwise(rules.relu_backward if rule is rules.tanh_backward else rule)
+
+
+class TransposedWeightGradient(Numpy):
+    def matmul(self, a, b, out):
+        super().matmul(a, b, out)
+        if a.flags.f_contiguous and not a.flags.c_contiguous:  # A^T D
+            out[...] = out.T.copy().reshape(out.shape)
+
+
+class MaskForgottenBackwards(Numpy):
+    calls = 0
+
+    def elementwise(self, rule):
+        if rule is not rules.dropout:
+            return super().elementwise(rule)
+        self.calls += 1
+        if self.calls % 2:
+            return super().elementwise(rule)
+        return lambda outs, x, u, keep, scale: outs[0].__setitem__(..., x)
+
+
+class NarrowSums(Numpy):
+    def total(self, x, dtype):
+        return np.cumsum(x, dtype="float32")[-1].astype(dtype)
+
+
+class TransferInsideTheStep(Numpy):
+    def matmul(self, a, b, out):
+        super().matmul(self.from_host(self.to_host(a)), b, out)
+
+
+class NextStream(Numpy):
+    def fill_uniform(self, out, stream):
+        super().fill_uniform(out, stream._replace(counter=stream.counter + 1))
+
+
+PLANTED = [
+    (WrongDerivative, r"step 1, layers\[2\] Dense\(7, tanh\): error term"),
+    (TransposedWeightGradient, "step 1, layers.*gradient of the weights"),
+    (MaskForgottenBackwards, "step 1, layers.*: error term"),
+    (NarrowSums, "total accumulated in float64: got"),
+    (TransferInsideTheStep, r"transfers inside steps \(from_host, to_host\)"),
+    (NextStream, r"fill_uniform of \(1, 1\)"),
+]
+
+
+@pytest.mark.parametrize(("faulty", "where"), PLANTED, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_planted_fault_is_found_and_located(faulty, where):
+    report = verify({"good": Numpy("cpu"), "faulty": faulty("cpu")}, steps=6)
+    found = [fault for fault in report.faults if re.search(where, fault)]
+    assert found, report.faults
+    assert f"FAULT  {found[0]}" in str(report)
+
+
+def test_a_run_that_is_not_repeated_is_found():
+    class Restless(Numpy):
+        """Adds up in another order each time."""
+
+        calls = 0
+
+        def sum_columns(self, x, out):
+            self.calls += 1
+            super().sum_columns(np.roll(x, self.calls, axis=0), out)
+
+    report = verify({"restless": Restless("cpu")}, steps=6)
+    assert any("not the same twice, step 1" in fault for fault in report.faults)
+
+
+def test_the_adapters_of_this_machine_agree():
+    report = verify(BACKENDS, steps=12)
+    assert report.faults == []
+    assert len(report.comparisons) == len(BACKENDS) * (len(BACKENDS) - 1)
+    for found in report.comparisons:
+        assert len(found.drift) == 12
+        assert found.one_step < {"float64": 1e-13, "float32": 1e-5}[found.dtype]
+
+
+def test_the_cases_cover_every_activation_loss_and_optimizer():
+    layers = [layer for case in cases() for layer in case.layers]
+    used = {type(layer.activation) for layer in layers if isinstance(layer, Dense)}
+    assert used == set(ACTIVATIONS.values())
+    assert {type(case.loss) for case in cases()} == set(LOSSES.values())
+    assert {type(case.optimizer) for case in cases()} == set(OPTIMIZERS.values())
+    assert all(any(isinstance(layer, Dropout) for layer in case.layers) for case in cases())
+
+
+# --- Parts of one's own -------------------------------------------------------------------------
+
+
+def cube(xp, z):
+    return z * z * z
+
+
+def cube_backward(xp, z, d):
+    return d * (3.0 * z * z)
+
+
+def cube_backward_wrong(xp, z, d):
+    return d * (2.0 * z * z)
+
+
+@dataclass(frozen=True)
+class Cube(Activation):
+    name = "cube"
+    reads = "z"
+    forward_rule = cube
+    backward_rule = cube_backward
+
+
+@dataclass(frozen=True)
+class WrongCube(Cube):
+    backward_rule = cube_backward_wrong
+
+
+def fourth_power(xp, a, y):
+    r = a - y
+    return r * r * r * r, 4.0 * r * r * r
+
+
+def fourth_power_wrong(xp, a, y):
+    r = a - y
+    return r * r * r * r, 3.0 * r * r * r
+
+
+@dataclass(frozen=True)
+class FourthPower(Loss):
+    name = "fourth_power"
+    rule = fourth_power
+
+
+@dataclass(frozen=True)
+class WrongFourthPower(Loss):
+    name = "wrong_fourth_power"
+    rule = fourth_power_wrong
+
+
+@pytest.mark.parametrize("subject", [Cube(), FourthPower()], ids=lambda s: s.name)
+def test_a_part_of_ones_own_passes(subject):
+    assert check_gradients(subject) < 1e-7
+
+
+def test_a_wrong_activation_is_found_in_its_layer():
+    with pytest.raises(AssertionError, match=r"weights\[0\].* of Dense\(5, cube\)"):
+        check_gradients(WrongCube())
+
+
+def test_a_wrong_loss_is_found():
+    with pytest.raises(AssertionError, match=r"biases\[1\]\[1\] of Dense\(3, sigmoid\)"):
+        check_gradients(WrongFourthPower())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_of_ones_own_is_checked(backend, dtype, rng):
+    layers = [Dense(4, "gelu"), Dropout(0.3), Dense(2)]
+    network = Network(3, layers, backend=backend, dtype=dtype)
+    X, y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    assert check_gradients(network, X, y, "huber", alpha=0.1, l1=0.01) < 1e-5
+
+
+def test_a_rule_of_ones_own_is_checked(monkeypatch):
+    class Strange(Numpy):
+        def elementwise(self, rule):
+            kernel = super().elementwise(rule)
+            if rule is not cube:
+                return kernel
+            return lambda outs, *operands: kernel(outs, *(x + 1e-3 for x in operands))
+
+    monkeypatch.setattr("xpmlp_numpy.THRESHOLD", 10**9)
+    with pytest.raises(AssertionError, match="the rule cube"):
+        check_backend(Strange("cpu"), rules=[cube])
+
+
+@pytest.mark.parametrize(
+    ("primitive", "fault"),
+    [
+        ("matmul", lambda x: x * (1.0 + 1e-5)),
+        ("sum_columns", lambda x: x + 1.0),
+        ("max_rows", abs),
+        ("copy", lambda x: x + 1.0),
+        ("take_rows", lambda x: x[::-1].copy()),
+    ],
+)
+def test_a_wrong_primitive_is_named(primitive, fault):
+    class Faulty(Numpy):
+        pass
+
+    def wrong(self, *operands):
+        getattr(Numpy, primitive)(self, *operands)
+        operands[-1][...] = fault(operands[-1])
+
+    setattr(Faulty, primitive, wrong)
+    with pytest.raises(AssertionError, match=primitive):
+        check_backend(Faulty("cpu"))
+
+
+# --- A third party's whole test file ------------------------------------------------------------
+
+
+class TestStrict(BackendTests):
+    steps = 12
+
+    def open(self):
+        return strict_backend()
+
+
+if "torch" in BACKENDS:
+
+    class TestTorch(BackendTests):
+        steps = 12
+
+        def open(self):
+            return get_backend("cpu", "torch")
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", *arguments])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_the_command_prints_writes_and_draws(capsys, tmp_path):
+    names = "numpy:cpu,array-api-strict"
+    files = tmp_path / "verify.json", tmp_path / "drift.png"
+    code, out, _ = run(
+        capsys,
+        "--backends",
+        names,
+        "--steps",
+        "5",
+        "--json",
+        str(files[0]),
+        "--plot",
+        str(files[1]),
+    )
+    assert code == 0
+    assert "numpy:cpu and array-api-strict, float64" in out
+    assert "All agree" in out
+    written = json.loads(files[0].read_text())
+    assert written[0]["faults"] == []
+    assert len(written[0]["comparisons"][0]["drift"]) == 5
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_adapter_against_its_reference(capsys):
+    code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "5", "--against", "reference")
+    assert code == 0
+    assert "numpy:cpu and numpy:cpu by reference, float32" in out
+
+
+def test_a_disagreement_is_exit_code_1(capsys, monkeypatch):
+    faulty = {"good": Numpy("cpu"), "bad": NextStream("cpu")}
+    monkeypatch.setattr("xpmlp.cli.participants", lambda: faulty)
+    code, out, _ = run(capsys, "--steps", "2")
+    assert code == 1
+    assert "FAULT" in out
+
+
+def test_an_unknown_adapter_is_a_users_error(capsys):
+    code, _, err = run(capsys, "--backends", "numpy:gpu")
+    assert code == 2
+    assert "numpy:cpu" in err
+    assert "numpy:cpu" in participants()
