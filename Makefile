@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help train examples test lint bench clean
+.PHONY: help train examples test lint bench gpu-check clean
 
 help:
 	@echo "make train      train on real data (breast cancer), end with a model and a picture in out/"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       run all tests"
 	@echo "make lint       formatting, lint and types"
 	@echo "make bench      CPU timings beside scikit-learn and the bare matrix products"
+	@echo "make gpu-check  all that needs a GPU; with the PYTHON at hand, nothing is installed"
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +44,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench cpu
+
+gpu-check:
+	$(PYTHON) -m bench.gpu_check
 
 clean:
 	rm -rf $(VENV) out

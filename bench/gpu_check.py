@@ -1,0 +1,169 @@
+"""What only a machine with a GPU can show, in one run: ``make gpu-check``.
+
+The tests on that backend, the comparison of its runs with the CPU's, and the time of a training
+step. It needs no installation and no network: Python with NumPy, CuPy and pytest, this checkout on
+PYTHONPATH, and of what else is missing pure-Python wheels in a folder ``wheels/``. Tests whose
+packages are missing are counted as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parent.parent
+NEEDED = ("numpy", "array_api_compat", "pytest")
+# Those that run on every backend of tests/conftest.py.
+TESTS = ["activations", "backends", "consistency", "gradients", "initializers", "losses", "mistakes", "network", "optimizers", "primitives", "rng", "smoke", "training", "verify", "worked_examples"]
+WIDTHS, BATCH, STEPS = (784, 256, 128, 10), 128, 400
+
+
+def main() -> int:
+    """Run everything and print a page; 0 if all is well, 1 if not, 2 if nothing could be run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default="cupy", help="the adapter to be checked")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each compared run")
+    parser.add_argument("--out", default="bench/results/gpu-check.json", help="the JSON file")
+    arguments = parser.parse_args()
+    wheels = [str(path) for path in sorted(ROOT.glob("wheels/*.whl"))]
+    sys.path[:0] = [str(ROOT), str(ROOT / "backends"), *wheels]
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"missing: {', '.join(missing)}; put their wheels into {ROOT / 'wheels'}")
+        return 2
+
+    from xpmlp import available_backends, get_backend
+
+    state = available_backends().get(arguments.backend, "not known")
+    if state != "usable":
+        print(f"{arguments.backend}: {state}")
+        return 2
+    from bench.environment import environment, write
+
+    backend = get_backend("auto", arguments.backend)
+    record: dict[str, Any] = {
+        "environment": environment(),
+        "device": {"name": backend.device, "version": backend.version(), **_card(backend)},
+    }
+    print(json.dumps(record["device"]))
+    record["tests"] = run_tests(arguments.backend, wheels)
+    print(f"tests    {record['tests']}", flush=True)
+    report = compare(backend, arguments.steps)
+    record["verify"] = report.to_dict()
+    print(f"\n{report}\n", flush=True)
+    record["microseconds_per_step"] = time_steps(backend)
+    for name, value in record["microseconds_per_step"].items():
+        print(
+            f"{'-'.join(map(str, WIDTHS))}, float32, batch {BATCH}, {name}: {value:.0f} us a step"
+        )
+    write(Path(arguments.out), record)
+    tests = record["tests"]
+    well = tests["passed"] and not tests["failed"] and not tests["errors"] and not report.faults
+    print("all is well" if well else "NOT all is well")
+    return 0 if well else 1
+
+
+def _card(backend: Any) -> dict[str, Any]:
+    """Name and memory of the GPU, where CUDA tells them."""
+    memory = backend.memory()
+    found: dict[str, Any] = {"memory_bytes": memory[1] if memory else None}
+    if backend.name == "cupy":
+        import cupy
+
+        found["card"] = cupy.cuda.runtime.getDeviceProperties(backend.index)["name"].decode()
+    return found
+
+
+def run_tests(name: str, wheels: list[str]) -> dict[str, int]:
+    """Counts of the tests whose name has the backend's in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "tests.xml"
+        path = [str(ROOT), str(ROOT / "backends"), *wheels, os.environ.get("PYTHONPATH", "")]
+        subprocess.run(
+            [
+                sys.executable, "-m", "pytest", "-q", "-k", name, f"--junitxml={junit}",
+                "--continue-on-collection-errors", "-p", "no:cacheprovider",
+                *(f"tests/test_{test}.py" for test in TESTS),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            check=False,
+        )  # fmt: skip
+        if not junit.exists():
+            return {"passed": 0, "failed": 0, "errors": 1, "skipped": 0}
+        suite = ElementTree.parse(junit).getroot().find("testsuite")
+    assert suite is not None
+    counts = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
+    total = counts.pop("tests")
+    return {
+        "passed": total - sum(counts.values()),
+        "failed": counts["failures"],
+        "errors": counts["errors"],
+        "skipped": counts["skipped"],
+    }
+
+
+def compare(backend: Any, steps: int) -> Any:
+    """The runs of the backend beside those of NumPy and of its own library's reference path."""
+    from xpmlp import get_backend
+    from xpmlp.testing import reference_of
+    from xpmlp.verify import verify
+
+    name = f"{backend.name}:{backend.device}"
+    group = {
+        "numpy:cpu": get_backend("cpu", "numpy"),
+        name: backend,
+        f"{name} by reference": reference_of(backend),
+    }
+    return verify(group, steps=steps)
+
+
+def time_steps(backend: Any) -> dict[str, float]:
+    """Microseconds of a training step, Adam, data on the device, beside the CPU's."""
+    from xpmlp import Dense, Network, get_backend
+    from xpmlp.backends import host
+    from xpmlp.data import Batches
+    from xpmlp.losses import LogLoss
+    from xpmlp.optimizers import Adam
+    from xpmlp.rng import stream
+    from xpmlp.step import Dataset, TrainingStep
+
+    rng = host().generator(stream(0, "bench"))
+    X = rng.random((BATCH * 50, WIDTHS[0])).astype("float32")
+    # Labels that can be learnt, and a low rate: fitting noise, rounding would grow into percents.
+    y = ((X - 0.5) @ rng.standard_normal((WIDTHS[0], WIDTHS[-1])).astype("float32")).argmax(axis=1)
+    found, losses = {}, {}
+    for on in (get_backend("cpu", "numpy"), backend):
+        hidden = [Dense(units, "relu") for units in WIDTHS[1:-1]]
+        layers = [*hidden, Dense(WIDTHS[-1], "softmax")]
+        network = Network(WIDTHS[0], layers, backend=on, dtype="float32")
+        with on.context():
+            data = Dataset(network, X, y, None, LogLoss())
+            step = TrainingStep(network, Adam(1e-4), BATCH, data, 0.0)
+            batches = Batches(on, len(X), BATCH)
+            for number in range(2):  # the first epoch makes buffers and kernels
+                start, steps = perf_counter(), 0
+                while steps < (STEPS if number else 1):
+                    for batch, rows in enumerate(batches.epoch(0)):
+                        value = step.forward(rows, 0, batch)
+                        step.backward()
+                        steps += 1
+                on.synchronize()
+                found[f"{on.name} on {on.device}"] = (perf_counter() - start) / steps * 1e6
+            losses[on.name] = on.read(value)
+    if not max(losses.values()) - min(losses.values()) < 1e-2 * min(losses.values()):
+        raise SystemExit(f"the losses differ, so no times: {losses}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
