@@ -54,3 +54,4 @@ bar = figure.colorbar(shown.surface_, ax=panels, pad=0.01, ticks=[0, 0.25, 0.5, 
 bar.set_label("probability of blue")
 path.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(path, dpi=120)
+print(f"drawn to {path}")

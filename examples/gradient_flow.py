@@ -50,3 +50,4 @@ for ax, activation in zip(panels, ["logistic", "relu"], strict=True):
 panels[1].set_ylabel("")
 path.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(path, dpi=120)
+print(f"drawn to {path}")

@@ -49,3 +49,4 @@ for ax, dropout in zip(panels, [0.0, 0.5], strict=True):
 
 path.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(path, dpi=120)
+print(f"drawn to {path}")

@@ -18,6 +18,16 @@ class Callback:
     after the current step.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        hooks = [name for name in dir(Callback) if name.startswith("on_")]
+        for name in vars(cls):
+            if name.startswith("on_") and name not in hooks:
+                raise unknown_name(f"{cls.__name__}: hook", name, hooks)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def on_start(self, run: Run) -> None:
         """Before the first step, when every argument has been checked."""
 
@@ -79,7 +89,10 @@ class EarlyStopping(Callback):
 
     def on_start(self, run: Run) -> None:
         if self.monitor.startswith("val_") and "val_loss" not in run.better:
-            raise ValueError(f"monitor={self.monitor!r} needs validation data: fit(validation=...)")
+            raise ValueError(
+                f"monitor={self.monitor!r} needs validation data: validation=(X, y) in fit; of an "
+                "estimator early_stopping=True, or X_val and y_val in its fit"
+            )
         if self.monitor not in run.better:
             raise unknown_name("monitor", self.monitor, run.better)
         mode = self.mode if self.mode != "auto" else run.better[self.monitor]

@@ -150,7 +150,8 @@ def train(data: str, **options: Any) -> None:
     DATA is breast_cancer, diabetes, digits, iris, wine or xor, or a file: .csv, separated by
     commas, the first row naming the columns unless it is all numbers; .npy, a matrix; .npz, with X
     and y. Features are numbers without gaps; a target may be text. In a regression a target is
-    standardised for squared_error, absolute_error and quantile, and scores are in its own units.
+    standardised for squared_error, absolute_error, huber (its delta too) and quantile, and scores
+    are in its own units.
     """
     _check_output("--out", options["out"])
     _check_output("--plot", options["plot"], PICTURES)
@@ -322,6 +323,9 @@ def verify(
     found = participants()
     if backends:
         for name in backends.split(","):
+            state = available_backends().get(name.partition(":")[0], "usable")
+            if state != "usable":
+                raise ValueError(f"--backends={name}: {state}")
             if name not in found:
                 raise unknown_name("--backends", name, found)
         found = {name: found[name] for name in backends.split(",")}

@@ -71,7 +71,8 @@ class Table:
             If there is none of that name.
         """
         if name not in self.values:
-            raise unknown_name("column", name, self.columns)
+            error = unknown_name("column", name, self.columns)
+            raise ValueError(f"{self.name}: {error}")
         return self.values[name]
 
     def _check_numbers(self, name: str) -> None:

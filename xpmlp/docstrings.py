@@ -93,7 +93,8 @@ clip_norm : float, optional
 monitor : str or callable, optional
     What must improve: "loss", "val_loss", "val_score", the name of a scikit-learn scorer, or a
     callable ``(estimator, X, y) -> float`` where more is better. All but "loss" need validation
-    data. Default: the score of the validation data with `early_stopping`, otherwise the loss.
+    data, and `early_stopping` to end with the best weights. Default: "loss", with `early_stopping`
+    "val_score", or "val_loss" where a regressor's loss is not one of scikit-learn's.
 callbacks : list of Callback, optional
     See :class:`xpmlp.Callback`.
 device : str, default "auto"

@@ -81,6 +81,7 @@ class MLPClassifier(ClassifierMixin, MLP):
         "label_smoothing": [BELOW_ONE],
     }
     _target_dtype = None
+    _scored_losses = ("log_loss", "focal", "squared_error")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -220,7 +221,7 @@ class MLPClassifier(ClassifierMixin, MLP):
                 f"got shape {y.shape}"
             )
         if y.ndim == 1:
-            unknown = sorted(set(unique_labels(y)) - set(self.classes_))
+            unknown = sorted(set(unique_labels(y).tolist()) - set(self.classes_.tolist()))
             if unknown:
                 raise ValueError(
                     f"{name} has classes not in `self.classes_`: {unknown}, known are "
@@ -321,6 +322,7 @@ class MLPRegressor(RegressorMixin, MLP):
         "loss": [StrOptions({*LOSSES} - {"log_loss", "focal"}), Loss],
     }
     _target_dtype = "numeric"
+    _scored_losses = ("squared_error", "poisson")
 
     @_fit_context(prefer_skip_nested_validation=True)
     @documented

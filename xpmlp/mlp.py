@@ -369,7 +369,8 @@ class MLP(Parameters):
                 view = object.__new__(type(self))
                 view.__dict__.update(self.__dict__ | {"_trained_on_host": True})
                 view.__dict__.pop("feature_names_in_", None)
-                return float(scorer(view, X, y))
+                with naming(f"monitor={self.monitor!r}"):
+                    return float(scorer(view, X, y))
 
             metrics.append(Metric(monitored.removeprefix("val_"), monitor, True, False))
         return metrics

@@ -6,15 +6,20 @@ from collections.abc import Callable as Function
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    InvalidParameterError,
+    Options,
+    StrOptions,
+)
 
 from xpmlp.activations import ACTIVATIONS, Activation
 from xpmlp.callbacks import Callback
-from xpmlp.errors import check_number
+from xpmlp.errors import check_number, unknown_name
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.optimizers import OPTIMIZERS, Optimizer
 from xpmlp.parity import ACTIVATION_NAMES, Rate
@@ -71,6 +76,8 @@ class Parameters(BaseEstimator):
     precision: str = "ieee"
     fallback: bool = True
 
+    # Those that the score measures too, so that early stopping can watch it, as scikit-learn does.
+    _scored_losses: ClassVar[tuple[str, ...]] = ()
     _parameter_constraints = {
         "hidden_layer_sizes": ["array-like", _COUNT],
         "activation": [
@@ -160,6 +167,21 @@ class Parameters(BaseEstimator):
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must hold instances of Callback, got {callback!r}")
 
+    def _validate_params(self) -> None:
+        """As scikit-learn's, but an unknown name is answered with the nearest known one."""
+        constraints = self._parameter_constraints
+        for name in ("solver", "activation", "learning_rate", "loss"):
+            value = getattr(self, name)
+            known = next(c.options for c in constraints[name] if isinstance(c, StrOptions))
+            if isinstance(value, str) and value not in known:
+                raise InvalidParameterError(str(unknown_name(name, value, known)))
+        if isinstance(self.learning_rate, Real):
+            raise InvalidParameterError(
+                f"learning_rate must be a schedule, got {self.learning_rate!r}; the rate itself is "
+                "learning_rate_init"
+            )
+        super()._validate_params()
+
     def _is_set(self, name: str) -> bool:
         """Whether a parameter is not its default."""
         value, default = getattr(self, name), getattr(type(self), name)
@@ -184,7 +206,11 @@ class Parameters(BaseEstimator):
             if rates and not sizes:
                 raise ValueError(f"dropout={rates!r} needs a hidden layer, or a list for the input")
             rates = [0.0, *[rates] * len(sizes)]
-        rates = _one_for_each("dropout", rates, len(sizes) + 1)
+        if len(rates) != len(sizes) + 1:
+            raise ValueError(
+                f"dropout must be one rate, or {len(sizes) + 1}: of the input first, then of each "
+                f"hidden layer; got {list(rates)}"
+            )
         for index, rate in enumerate(rates):
             check_number(f"dropout[{index}]", rate, minimum=0, maximum=1, open_maximum=True)
         stack: list[Layer] = [Dropout(rates[0])] if rates[0] else []
@@ -220,7 +246,8 @@ class Parameters(BaseEstimator):
         """The key of the history whose improvement keeps training going."""
         monitor = self.monitor
         if monitor is None:
-            return "val_score" if self.early_stopping else "loss"
+            own = getattr(self, "loss", None) in self._scored_losses
+            return ("val_score" if own else "val_loss") if self.early_stopping else "loss"
         if isinstance(monitor, str) and monitor in ("loss", "val_loss", "val_score"):
             return str(monitor)
         if isinstance(monitor, str):

@@ -247,6 +247,8 @@ class Epochs(Callback):
             score = values["val_score"]
             estimator.validation_scores_.append(score)
             self._say(f"Validation score: {score:f}")
+            if self.monitored not in ("loss", "val_score"):
+                self._say(f"{self.monitored}: {values[self.monitored]:f}")
             estimator.best_validation_score_ = max(estimator.best_validation_score_, score)
         else:
             estimator.best_loss_ = min(estimator.best_loss_, estimator.loss_)

@@ -101,7 +101,10 @@ class Pipeline:
                 and all(math.isfinite(number) for number in numbers)
             )
         except (KeyError, TypeError, OverflowError) as error:
-            raise ModelFileError(f"{path} holds no pipeline ({error})") from error
+            raise ModelFileError(
+                f"{path} holds a network without the names and scales of its columns ({error}); "
+                "read it with xpmlp.load"
+            ) from error
         if not consistent:
             raise ModelFileError(f"{path} is damaged: its scaler or classes do not fit its network")
         return made

@@ -38,7 +38,8 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
         An old file is replaced at once, when the new one is whole.
     """
     if not isinstance(network, Network):
-        raise TypeError(f"network must be a Network, got {network!r}")
+        hint = "; give its network_, or pickle it" if hasattr(network, "fit") else ""
+        raise TypeError(f"network must be a Network, got {network!r}{hint}")
     write_model(path, network, {}, {})
 
 

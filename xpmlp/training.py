@@ -19,7 +19,7 @@ from xpmlp.errors import (
     warn_user,
 )
 from xpmlp.history import History
-from xpmlp.losses import LOSSES, Loss
+from xpmlp.losses import LOSSES, LogLoss, Loss
 from xpmlp.metrics import Metric, get_metric
 from xpmlp.names import resolve
 from xpmlp.network import Gradient, Network
@@ -117,6 +117,12 @@ def fit(
         raise TypeError(f"network must be a Network, got {network!r}")
     chosen_loss = resolve("loss", loss, LOSSES, Loss)
     chosen_optimizer = resolve("optimizer", optimizer, OPTIMIZERS, Optimizer)
+    output = network.output_activation.name
+    if isinstance(chosen_loss, LogLoss) and output not in ("sigmoid", "softmax"):
+        warn_user(
+            f"{chosen_loss.name} takes the outputs as probabilities, clipped to [0, 1], but "
+            f"{network.dense[-1]} gives others too; end with 'sigmoid' or 'softmax'"
+        )
     check_number("epochs", epochs, minimum=1, integer=True)
     check_number("alpha", alpha, minimum=0)
     check_number("l1", l1, minimum=0)

@@ -303,11 +303,12 @@ class Report:
         wide = 2 * wide + 14
         lines += [
             "",
-            f"{'relative difference after':<{wide}}{'1 step':>10}{f'{self.steps} steps':>12}",
+            f"{'largest relative difference of':<{wide}}{'all tensors':>14}{'parameters':>14}",
+            f"{'':<{wide}}{'in step 1':>14}{f'in {self.steps} steps':>14}",
         ]
         for found in self.comparisons:
             name = f"{' and '.join(found.pair)}, {found.dtype}"
-            lines.append(f"  {name:<{wide - 2}}{found.one_step:>10.1e}{max(found.drift):>12.1e}")
+            lines.append(f"  {name:<{wide - 2}}{found.one_step:>14.1e}{max(found.drift):>14.1e}")
         lines += ["", *(f"FAULT  {fault}" for fault in self.faults)]
         if not self.faults:
             lines.append("All agree; each run twice to the bit, and no transfers inside a step.")
