@@ -23,7 +23,23 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parent.parent
 NEEDED = ("numpy", "array_api_compat", "pytest")
 # Those that run on every backend of tests/conftest.py.
-TESTS = ["activations", "backends", "consistency", "gradients", "initializers", "losses", "mistakes", "network", "optimizers", "primitives", "rng", "smoke", "training", "verify", "worked_examples"]
+TESTS = [
+    "activations",
+    "backends",
+    "consistency",
+    "gradients",
+    "initializers",
+    "losses",
+    "mistakes",
+    "network",
+    "optimizers",
+    "primitives",
+    "rng",
+    "smoke",
+    "training",
+    "verify",
+    "worked_examples",
+]
 WIDTHS, BATCH, STEPS = (784, 256, 128, 10), 128, 400
 
 

@@ -18,6 +18,7 @@ from xpmlp.callbacks import Callback, EarlyStopping, GradientNorms
 from xpmlp.errors import (
     BackendUnavailableError,
     DeviceFallbackWarning,
+    DeviceMemoryError,
     ModelFileError,
     NonFiniteLossError,
     TrainingInterruptedWarning,
@@ -39,6 +40,7 @@ __all__ = [
     "Callback",
     "Dense",
     "DeviceFallbackWarning",
+    "DeviceMemoryError",
     "Dropout",
     "EarlyStopping",
     "Gradient",

@@ -213,14 +213,7 @@ class LogLoss(Loss):
     ) -> None:
         multiclass = self.is_multiclass(activation)
         if multiclass and activation == "softmax":
-            maximum, total, target_total = columns
-            backend.max_rows(prediction, maximum)
-            backend.elementwise(rules.exp_shifted)((d,), prediction, maximum)
-            backend.sum_rows(d, total)
-            backend.sum_rows(y, target_total)
-            backend.elementwise(rules.categorical_log_loss_from_softmax)(
-                (elements, d), d, prediction, y, maximum, total, target_total
-            )
+            backend.softmax_log_loss(prediction, y, elements, d, columns)
             return
         if activation == "sigmoid":
             from_logits = (

@@ -83,7 +83,8 @@ class Network:
         and, on most GPUs, a small part of the time.
     precision : str, default "ieee"
         How the arithmetic is done. Every adapter computes by IEEE 754 in `dtype`; what else it
-        offers is in its ``precisions``.
+        offers is in its ``precisions``: with ``"tf32"``, on NVIDIA's GPUs from Ampere on, float32
+        products round their operands to 11 significant bits, which is faster.
     seed : int, optional
         Of initial weights, shuffles and dropout masks. None draws a fresh one.
     parameters : array-like of shape (n_parameters,), optional

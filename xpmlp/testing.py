@@ -317,6 +317,26 @@ def _check_take_rows(backend: Backend, dtype: str) -> float:
     return worst
 
 
+@_primitive
+def _check_softmax_log_loss(backend: Backend, dtype: str) -> float:
+    worst = 0.0
+    for n, k in ((1, 2), (9, 3), (50, 70)):
+        z, y = _normal((n, k), dtype) * 5.0, abs(_normal((n, k), dtype, 1))
+        shifted = z.astype("float64") - z.max(axis=1, keepdims=True)
+        total = host().xp.exp(shifted).sum(axis=1, keepdims=True)
+        expected = (
+            y * (host().xp.log(total) - shifted),
+            y.sum(axis=1, keepdims=True) * host().xp.exp(shifted) / total - y,
+        )
+        outs = _out(backend, (n, k), dtype), _out(backend, (n, k), dtype)
+        columns = tuple(_out(backend, (n, 1), dtype) for _ in range(3))
+        on_device = backend.from_host(z), backend.from_host(y)
+        backend.softmax_log_loss(*on_device, *outs, columns)
+        for out, values in zip(outs, expected, strict=True):
+            worst = max(worst, _check(backend, f"softmax_log_loss of {(n, k)}", out, values, dtype))
+    return worst
+
+
 def check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
     """Check that sums of `dtype` keep the digits that `accumulate` promises.
 

@@ -144,6 +144,9 @@ class Backend(Protocol):
     def accepts(cls, device: str) -> bool:
         """Whether `device` is one of the device strings this adapter is responsible for."""
 
+    def with_precision(self, name: str) -> Backend:
+        """The adapter on the same device that computes in `name`, one of `precisions`."""
+
     def memory(self) -> tuple[int, int] | None:
         """Free and total bytes of the device, or None if unknown."""
 
@@ -153,7 +156,7 @@ class Backend(Protocol):
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
 
-    # Allocation and transfer.
+    # Allocation and transfer. Where a device's memory ends, xpmlp.DeviceMemoryError is raised.
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """A new uninitialised C-contiguous array."""
 
@@ -200,6 +203,22 @@ class Backend(Protocol):
 
     def total_squares(self, x: Array, dtype: str) -> Array:
         """Sum of the squares of all elements, accumulated in `dtype`, as a 0-d array."""
+
+    def softmax_log_loss(
+        self,
+        logits: Array,
+        y: Array,
+        elements: Array,
+        d: Array,
+        columns: tuple[Array, Array, Array],
+    ) -> None:
+        """Multiclass log loss of ``softmax(logits)``, and its derivative by the logits.
+
+        Writes ``y * (log sum(exp(logits)) - logits)`` into `elements` and
+        ``sum(y) * softmax(logits) - y`` into `d`, where sums run over a row; `y` may hold any
+        shares of the classes. All are of shape ``(n, k)``; `columns` are scratch of shape
+        ``(n, 1)``. No two share memory.
+        """
 
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         """``out[...] = x[indices]``, cast to the dtype of `out`; indices are in range."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
+from math import prod
 from typing import Any
 
-from xpmlp.backends import Array, ReferenceBackend, functions_of
+from xpmlp.backends import Array, Kernel, ReferenceBackend, Rule, functions_of, host
+from xpmlp.errors import out_of_device_memory
+from xpmlp.rng import Stream
 from xpmlp.typing import RuleFunctions
+from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
+from xpmlp_cupy.products import matmul_tf32
 
 
 class CupyBackend(ReferenceBackend):
-    """CuPy arrays on one GPU."""
+    """CuPy arrays on one GPU.
+
+    Arrays on another GPU are not its own: the library moves them through host memory, instead of
+    letting kernels read them across the bus. All memory comes from CuPy's current allocator.
+    """
 
     name = "cupy"
     library = "cupy"
     immediate = False
+    precision = "ieee"
 
     def __init__(self, device: str = "cuda:0") -> None:
         import array_api_compat.cupy
@@ -24,6 +35,8 @@ class CupyBackend(ReferenceBackend):
         self.cupy: Any = cupy
         self.index = int(device.partition(":")[2])
         super().__init__(array_api_compat.cupy, device, cupy.cuda.Device(self.index))
+        if int(self.xp_device.compute_capability) >= 80:  # Ampere
+            self.precisions = ("ieee", "tf32")
 
     @cached_property
     def functions(self) -> RuleFunctions:  # type: ignore[override]
@@ -58,8 +71,26 @@ class CupyBackend(ReferenceBackend):
         kind, colon, index = device.partition(":")
         return kind == "cuda" and (not colon or index.isdecimal())
 
+    def with_precision(self, name: str) -> CupyBackend:
+        if name not in self._by_precision:
+            self._by_precision[name] = other = object.__new__(type(self))
+            vars(other).update(vars(self), precision=name)  # the kernels are the same
+        return self._by_precision[name]
+
+    @cached_property
+    def _by_precision(self) -> dict[str, CupyBackend]:
+        return {self.precision: self}
+
+    # --- The device and its memory ------------------------------------------------------------
+
     def memory(self) -> tuple[int, int] | None:
-        free, total = self.xp_device.mem_info
+        pool = self.cupy.get_default_memory_pool()
+        with self.context():
+            free, total = self.xp_device.mem_info
+            free += pool.free_bytes()  # held by the pool, and unused
+            limit = pool.get_limit()
+            if limit:
+                free, total = min(free, limit - pool.used_bytes()), min(total, limit)
         return int(free), int(total)
 
     def context(self) -> AbstractContextManager[Any]:
@@ -70,29 +101,53 @@ class CupyBackend(ReferenceBackend):
         self.xp_device.synchronize()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        with self.context():
-            return super().empty(shape, dtype)
+        n_bytes = prod(shape) * self.cupy.dtype(dtype).itemsize
+        return self._allocate(lambda: super(CupyBackend, self).empty(shape, dtype), n_bytes)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        with self.context():
-            return super().zeros(shape, dtype)
+        n_bytes = prod(shape) * self.cupy.dtype(dtype).itemsize
+        return self._allocate(lambda: super(CupyBackend, self).zeros(shape, dtype), n_bytes)
 
     def owns(self, x: object) -> bool:
         return isinstance(x, self.cupy.ndarray) and x.device.id == self.index
 
     def from_host(self, x: Any) -> Array:
-        with self.context():
-            array: Array = self.cupy.asarray(x)
-            return array
+        array: Any = host().from_host(x)
+        return self._allocate(lambda: self.cupy.asarray(array), array.nbytes)
 
     def to_host(self, x: Array) -> Any:
         return self.cupy.asnumpy(x)
+
+    def _allocate(self, make: Callable[[], Array], n_bytes: int) -> Array:
+        """What `make` returns; where memory is short, once the pool has given back the unused."""
+        out_of_memory = self.cupy.cuda.memory.OutOfMemoryError
+        with self.context():
+            try:
+                return make()
+            except out_of_memory:
+                self.cupy.get_default_memory_pool().free_all_blocks()
+            try:
+                return make()
+            except out_of_memory as error:
+                free, total = self.memory() or (0, 0)
+                raise out_of_device_memory(self.device, n_bytes, free, total) from error
+
+    # --- Computation --------------------------------------------------------------------------
 
     def copy(self, x: Array, out: Array) -> None:
         self.cupy.copyto(out, x, casting="unsafe")
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
+        if self.precision == "tf32":
+            handle = self.cupy.cuda.device.get_cublas_handle()
+            if matmul_tf32(self.cupy.cuda.cublas, handle, a, b, out):
+                return
         self.cupy.matmul(a, b, out=out)
+
+    def elementwise(self, rule: Rule) -> Kernel:
+        if rule not in self._rules:
+            self._rules[rule] = RuleKernel(self.cupy, rule, super().elementwise(rule))
+        return self._rules[rule]
 
     def sum_columns(self, x: Array, out: Array) -> None:
         self.cupy.sum(x, axis=-2, out=out)
@@ -104,10 +159,39 @@ class CupyBackend(ReferenceBackend):
         self.cupy.max(x, axis=-1, keepdims=True, out=out)
 
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
-        if x.dtype == out.dtype:
-            self.cupy.take(x, indices, axis=0, out=out)
+        self._take_rows(x, indices, out)
+
+    def fill_uniform(self, out: Array, stream: Stream) -> None:
+        self._fill_uniform(out, stream)
+
+    def softmax_log_loss(
+        self,
+        logits: Array,
+        y: Array,
+        elements: Array,
+        d: Array,
+        columns: tuple[Array, Array, Array],
+    ) -> None:
+        if self._softmax_log_loss.takes(logits, y, elements, d):
+            self._softmax_log_loss(logits, y, elements, d)
         else:
-            self.copy(self.cupy.take(x, indices, axis=0), out)
+            super().softmax_log_loss(logits, y, elements, d, columns)
+
+    @cached_property
+    def _rules(self) -> dict[Rule, Kernel]:
+        return {}
+
+    @cached_property
+    def _take_rows(self) -> TakeRows:
+        return TakeRows(self.cupy)
+
+    @cached_property
+    def _fill_uniform(self) -> FillUniform:
+        return FillUniform(self.cupy)
+
+    @cached_property
+    def _softmax_log_loss(self) -> SoftmaxLogLoss:
+        return SoftmaxLogLoss(self.cupy)
 
 
 @cache
