@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import BACKENDS
 
-from xpmlp import Dense, Network, get_backend, rules
+from xpmlp import Dense, Network, get_backend, rules, testing
 from xpmlp.activations import ACTIVATIONS, Activation
+from xpmlp.backends import Backend, ReferenceBackend, backend_class
 from xpmlp.cli import main
 from xpmlp.conformance import BackendTests
 from xpmlp.layers import Dropout
@@ -111,6 +112,41 @@ def test_the_cases_cover_every_activation_loss_and_optimizer():
     assert {type(case.loss) for case in cases()} == set(LOSSES.values())
     assert {type(case.optimizer) for case in cases()} == set(OPTIMIZERS.values())
     assert all(any(isinstance(layer, Dropout) for layer in case.layers) for case in cases())
+
+
+# What `test_it_describes_itself` and `test_arrays_come_and_go` of the conformance suite are about.
+DESCRIPTIONS = {
+    "name",
+    "library",
+    "immediate",
+    "policies",
+    "precisions",
+    "functions",
+    "unavailable",
+    "devices",
+    "version",
+    "accepts",
+    "memory",
+    "context",
+    "synchronize",
+    "empty",
+    "zeros",
+    "owns",
+    "from_host",
+    "to_host",
+    "read",
+    "with_precision",
+}
+
+
+@pytest.mark.parametrize("name", ["cupy", "numpy", "torch"])
+def test_what_an_adapter_overrides_is_checked(name):
+    compared = {"elementwise", "total", "total_squares", "fill_uniform", *testing._PRIMITIVES}
+    primitives = {key for key in vars(Backend) if not key.startswith("_")} - DESCRIPTIONS
+    assert primitives == compared
+    public = {key for key in vars(backend_class(name)) if not key.startswith("_")}
+    assert {"matmul", "take_rows"} <= public & compared
+    assert public & set(dir(ReferenceBackend)) <= compared | DESCRIPTIONS
 
 
 # --- Parts of one's own -------------------------------------------------------------------------

@@ -329,9 +329,9 @@ def _check_softmax_log_loss(backend: Backend, dtype: str) -> float:
             y.sum(axis=1, keepdims=True) * host().xp.exp(shifted) / total - y,
         )
         outs = _out(backend, (n, k), dtype), _out(backend, (n, k), dtype)
-        columns = tuple(_out(backend, (n, 1), dtype) for _ in range(3))
+        one, two, three = (_out(backend, (n, 1), dtype) for _ in range(3))
         on_device = backend.from_host(z), backend.from_host(y)
-        backend.softmax_log_loss(*on_device, *outs, columns)
+        backend.softmax_log_loss(*on_device, *outs, (one, two, three))
         for out, values in zip(outs, expected, strict=True):
             worst = max(worst, _check(backend, f"softmax_log_loss of {(n, k)}", out, values, dtype))
     return worst
