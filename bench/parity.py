@@ -57,6 +57,8 @@ def tasks() -> dict[str, Task]:
     several = (np.stack([iris_labels == 1, iris[:, 0] > noise, iris[:, 1] > noise], 1)).astype(int)
     counts = np.floor(np.exp(progress))
     return {
+        # So large that probabilities round to 0 and 1.
+        "saturated": Task("MLPClassifier", 20.0 * cancer, malignant[:300], {}),
         "2 classes": Task("MLPClassifier", cancer, malignant[:300], {}),
         "3 classes": Task("MLPClassifier", iris, iris_labels, {}),
         "3 labels": Task("MLPClassifier", iris, several, {}),

@@ -22,12 +22,12 @@ LEFT_OPEN = {"erf", "exp", "expm1", "log", "log1p", "tanh"}
 SIGNED = {"z", "d", "g", "h", "p", "x"}
 # Numbers in the library's calls; the others are arrays.
 NUMBERS = {
-    "alive", "alpha", "b1", "b2", "delta", "eps", "gain", "gamma", "half_minus_q", "high", "keep",
-    "l1", "limit", "low", "lr", "lr_g", "lr_m", "mu", "o1", "o2", "off", "offset", "on",
+    "alive", "alpha", "b1", "b2", "delta", "eps", "gain", "gamma", "half_minus_q", "keep",
+    "l1", "limit", "lr", "lr_g", "lr_m", "mu", "o1", "o2", "off", "offset", "on",
     "one_minus_rho", "rho", "root", "scale", "share", "slope", "tiny",
 }  # fmt: skip
 ARRAYS = {
-    "a", "ad", "c", "column", "d", "e", "g", "h", "label", "loss", "m", "p", "s", "squares", "t",
+    "a", "ad", "c", "column", "d", "e", "g", "h", "label", "m", "p", "s", "squares", "t",
     "total", "u", "v", "w", "x", "y", "z",
 }  # fmt: skip
 # Those of shape (n, 1) in the library's calls of a rule, or of shape (d,).
@@ -37,6 +37,7 @@ COLUMNS = {
     "softmax_backward": {"s"},
     "categorical_log_loss_from_softmax": {"m", "s", "t"},
     "categorical_focal_from_softmax": {"m", "s"},
+    "clipped_categorical_log_loss": {"s"},
     "softmax_backward_from_logits": {"m", "s", "t"},
     "one_hot": {"label"},
 }

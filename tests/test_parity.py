@@ -16,7 +16,8 @@ from bench import parity
 # The drawing, stopping and objective are those of scikit-learn 1.9.
 pytestmark = [
     pytest.mark.skipif(
-        sklearn.__version__.split(".") < ["1", "9"], reason="needs scikit-learn 1.9"
+        tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9),
+        reason="needs scikit-learn 1.9",
     ),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
 ]

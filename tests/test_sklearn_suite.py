@@ -40,7 +40,7 @@ def suite():
     return module
 
 
-if sklearn.__version__.split(".") >= ["1", "9"]:
+if tuple(map(int, sklearn.__version__.split(".")[:2])) >= (1, 9):
     found = {name: test for name, test in vars(suite()).items() if name.startswith("test_")}
     assert found.keys() > PRIVATE
     globals().update({name: test for name, test in found.items() if name not in PRIVATE})

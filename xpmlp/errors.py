@@ -48,11 +48,16 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table: lists the known names, the nearest first."""
+    ordered, hint = nearest(given, known)
+    return ValueError(f"{argument}={given!r} is not known.{hint} Known: {', '.join(ordered)}.")
+
+
+def nearest(given: object, known: Iterable[str]) -> tuple[list[str], str]:
+    """The known names, those like `given` first, and a question where there is such a one."""
     names = sorted(known)
     near = get_close_matches(str(given).lower(), names, n=3, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    ordered = near + [name for name in names if name not in near]
-    return ValueError(f"{argument}={given!r} is not known.{hint} Known: {', '.join(ordered)}.")
+    return near + [name for name in names if name not in near], hint
 
 
 def out_of_device_memory(device: str, asked: int, free: int, total: int) -> DeviceMemoryError:

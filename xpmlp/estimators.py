@@ -126,7 +126,8 @@ class MLPClassifier(ClassifierMixin, MLP):
         """
         output = self._output(X, "predict")
         labels = self._decode(self.network_.backend.to_host(output))
-        return like(X, host(), labels) if labels.dtype.kind in "biuf" else labels
+        plain = isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf"
+        return like(X, host(), labels) if plain else labels
 
     def predict_proba(self, X: Any) -> Any:
         """The probability of each class.

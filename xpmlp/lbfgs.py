@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from xpmlp import rules
-from xpmlp.backends import host
-from xpmlp.data import blocks
 from xpmlp.network import Network
 from xpmlp.program import Objectives
 from xpmlp.step import Dataset
@@ -55,10 +53,7 @@ class FullBatch:
         network, backend = self.network, self.network.backend
         backend.copy(backend.from_host(theta), network.parameters)
         total = 0.0
-        for number, part in enumerate(blocks(self.data.n_samples, self.n_rows)):
-            objective = self.objectives[part.stop - part.start]
-            rows = backend.from_host(host().xp.arange(part.start, part.stop))
-            self.data.stage(rows, objective)
+        for number, objective in enumerate(self.data.sweep(self.objectives, self.n_rows)):
             total += backend.read(objective.forward())
             objective.backward()
             if number == 0:
@@ -77,7 +72,7 @@ class FullBatch:
         return total / self.total_weight, gradient / self.total_weight
 
 
-def minimize(
+def solve(
     objective: FullBatch,
     *,
     max_iter: int,

@@ -24,27 +24,31 @@ from xpmlp.data import Batches, as_matrix, is_foreign
 from xpmlp.errors import NonFiniteLossError, warn_user
 from xpmlp.history import History
 from xpmlp.layers import Dense, Dropout, Layer
-from xpmlp.lbfgs import FullBatch, minimize
+from xpmlp.lbfgs import FullBatch, solve
 from xpmlp.metrics import Metric
 from xpmlp.network import Network
 from xpmlp.parameters import Parameters
 from xpmlp.step import Dataset, TrainingStep
 from xpmlp.training import Run
 from xpmlp.validation import (
+    LiveList,
     checked_weight,
     checked_X,
     checked_y,
     hosted,
     naming,
+    origin,
     refuse_masked,
     take,
 )
 
+_PLACE = ("device", "backend", "dtype", "precision")
 # What fit sets anew.
 _FITTED = {
     "network_", "history_", "classes_", "n_outputs_", "n_iter_", "t_", "loss_", "loss_curve_",
     "best_loss_", "validation_scores_", "best_validation_score_", "_best",
-    "_no_improvement_count", "_optimizer", "_optimizer_state", "_label_binarizer",
+    "_no_improvement_count", "_optimizer", "_optimizer_state", "_label_binarizer", "_origin",
+    "_place", "_random_state",
 }  # fmt: skip
 
 
@@ -56,14 +60,21 @@ class MLP(Parameters):
 
     @property
     def coefs_(self) -> list[Any]:
-        """Weights, live views of the network's: ``coefs_[l]`` has shape ``(n_in, n_out)``."""
-        return [self._shown(weight) for weight in self._trained("coefs_").weights]
+        """Weights of the network: ``coefs_[l]`` has shape ``(n_in, n_out)``."""
+        return self._live(self._trained("coefs_").weights)
+
+    @coefs_.setter
+    def coefs_(self, values: Sequence[Any]) -> None:
+        self.coefs_[:] = values
 
     @property
     def intercepts_(self) -> list[Any]:
-        """Biases, live views of the network's; each None without bias."""
-        biases = self._trained("intercepts_").biases
-        return [bias if bias is None else self._shown(bias) for bias in biases]
+        """Biases of the network; each None without bias."""
+        return self._live(self._trained("intercepts_").biases)
+
+    @intercepts_.setter
+    def intercepts_(self, values: Sequence[Any]) -> None:
+        self.intercepts_[:] = values
 
     @property
     def n_layers_(self) -> int:
@@ -82,9 +93,9 @@ class MLP(Parameters):
         network: Network = self.network_
         return network
 
-    def _shown(self, x: Any) -> Any:
-        """An array of the network, in the library of what it was trained on."""
-        return self.network_.backend.to_host(x) if self._trained_on_host else x
+    def _live(self, views: Sequence[Any]) -> LiveList:
+        """Arrays of the network, in the library of what it was trained on."""
+        return LiveList(self.network_.backend, views, on_host=self._origin is None)
 
     def __sklearn_is_fitted__(self) -> bool:
         return "network_" in self.__dict__
@@ -117,6 +128,8 @@ class MLP(Parameters):
         return self
 
     def _scored(self, X: Any, y: Any, sample_weight: Any) -> float:
+        refuse_masked("y", y)
+        refuse_masked("sample_weight", sample_weight)
         predicted = hosted(self.predict(X))
         return self._score(hosted(y), predicted, hosted(sample_weight))
 
@@ -124,14 +137,13 @@ class MLP(Parameters):
         """The network's output for X, on its device."""
         check_is_fitted(self)
         X = checked_X(self, X, reset=False)
-        if get_config().get("array_api_dispatch") and self.device == "auto":
-            same = not is_foreign(X) if self._trained_on_host else self.network_.backend.owns(X)
-            if not same:
-                raise ValueError(
-                    f"Inputs passed to {type(self).__name__}.{method}() must use the same "
-                    "namespace and the same device as those passed to fit(), got "
-                    f"{type(X).__module__}.{type(X).__name__}"
-                )
+        dispatched = get_config().get("array_api_dispatch") and self.device == "auto"
+        if dispatched and origin(X) != self._origin:
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace "
+                "and the same device as those passed to fit(), got "
+                f"{type(X).__module__}.{type(X).__name__}"
+            )
         return self._network_output(X)
 
     def _network_output(self, X: Any) -> Any:
@@ -193,11 +205,7 @@ class MLP(Parameters):
         layers = [*self._hidden_layers(), self._output_layer()]
         if first:
             self._start(X, layers)
-        elif tuple(layers) != self.network_.layers:
-            raise ValueError(
-                "training goes on only with the layers it began with, "
-                f"{_in_words(self.network_.layers)}, got {_in_words(layers)}"
-            )
+        self._check_unchanged(layers)
         network, loss = self.network_, self._loss()
         weight = self._total_weight(y, sample_weight, incremental)
         data = Dataset(network, X, self._encode(y), weight, loss)
@@ -211,24 +219,26 @@ class MLP(Parameters):
                 X_val = checked_X(self, X_val, reset=False)
             y_val = checked_y(self, X_val, y_val, "y_val")
             self._check_known("y_val", y_val)
-            held_out = X_val, y_val, None
+            held_out = X_val, y_val, None, ("X_val", "y_val", "")
         elif self.early_stopping:
             rows, left = self._split(y)
-            held_out = take(X, left), y[left], None if weight is None else weight[left]
+            part = None if weight is None else weight[left]
+            held_out = take(X, left), y[left], part, ("X", "y", "sample_weight")
         train_score = (lambda: self._evaluate(X, y, None)) if X_val is not None else None
         self._fit_stochastic(data, rows, held_out, incremental, train_score)
 
     def _start(self, X: Any, layers: list[Layer]) -> None:
         """A new network, and the attributes as they are before the first epoch."""
-        self._trained_on_host = not is_foreign(X)
+        self._origin = origin(X)
+        self._place = {name: getattr(self, name) for name in _PLACE}
         dense = [layer for layer in layers if isinstance(layer, Dense)]
         dtype = "float32" if dtype_name(X) == "float32" else "float64"
-        theirs = isinstance(self.activation, str) and self.activation in parity.ACTIVATION_NAMES
+        activations = {layer.activation for layer in dense[:-1]} or {*self._activations(1)}
         parameters = None
-        if theirs and self.layers is None:
+        if self.layers is None and activations <= parity.activations() and len(activations) == 1:
             widths = [X.shape[1], *(layer.units for layer in dense)]
             drawn = parity.initial_parameters(
-                self._random_state, widths, self.activation, bool(self.bias)
+                self._random_state, widths, activations.pop(), bool(self.bias)
             )
             parameters = drawn.astype(dtype)
         if self.dtype is not None:
@@ -256,6 +266,17 @@ class MLP(Parameters):
         self.history_ = History()
         self.n_iter_ = self.t_ = 0
 
+    def _check_unchanged(self, layers: list[Layer]) -> None:
+        """Refuse to go on with another network than that which training began with."""
+        for name, value in self._place.items():
+            if getattr(self, name) is not value and getattr(self, name) != value:
+                raise ValueError(f"{name} must stay {value!r} where training goes on; see to()")
+        if tuple(layers) != self.network_.layers:
+            raise ValueError(
+                "training goes on only with the layers it began with, "
+                f"{_in_words(self.network_.layers)}, got {_in_words(layers)}"
+            )
+
     def _split(self, y: Any) -> tuple[Any, Any]:
         """Rows to train and rows to validate on, as scikit-learn draws them."""
         rows, left = train_test_split(
@@ -275,7 +296,7 @@ class MLP(Parameters):
         self,
         data: Dataset,
         rows: Any,
-        held_out: tuple[Any, Any, Any] | None,
+        held_out: tuple[Any, ...] | None,
         incremental: bool,
         train_score: Function[[], float] | None,
     ) -> None:
@@ -302,9 +323,9 @@ class MLP(Parameters):
                 self._optimizer = self._optimizer.over(epochs * len(batches))
         validation, scores = None, []
         if held_out is not None:
-            X_val, y_val, weight = held_out
+            X_val, y_val, weight, names = held_out
             targets = self._encode(y_val)
-            validation = Dataset(network, X_val, targets, weight, data.chosen_loss, "validation ")
+            validation = Dataset(network, X_val, targets, weight, data.chosen_loss, names)
             scores = self._metrics(X_val, y_val, weight)
         ends = parity.Epochs(self, self._monitored(), incremental, train_score)
         self.loss_curve_: list[float] = self.__dict__.get("loss_curve_", [])
@@ -339,7 +360,7 @@ class MLP(Parameters):
                 print(f"Iteration {self.n_iter_}, loss = {value:.8f}")
 
         objective = FullBatch(self.network_, data, self.alpha)
-        found = minimize(
+        found = solve(
             objective, max_iter=self.max_iter, max_fun=self.max_fun, tol=self.tol, callback=report
         )
         if not (np.isfinite(found.x).all() and math.isfinite(found.fun)):
@@ -367,7 +388,7 @@ class MLP(Parameters):
                 # A view that answers in NumPy arrays, as y is one, and compares no feature names,
                 # which the validated X has not.
                 view = object.__new__(type(self))
-                view.__dict__.update(self.__dict__ | {"_trained_on_host": True})
+                view.__dict__.update(self.__dict__ | {"_origin": None})
                 view.__dict__.pop("feature_names_in_", None)
                 with naming(f"monitor={self.monitor!r}"):
                     return float(scorer(view, X, y))

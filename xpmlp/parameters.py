@@ -19,8 +19,9 @@ from sklearn.utils._param_validation import (
 
 from xpmlp.activations import ACTIVATIONS, Activation
 from xpmlp.callbacks import Callback
-from xpmlp.errors import check_number, unknown_name
+from xpmlp.errors import check_number, nearest
 from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.names import resolve
 from xpmlp.optimizers import OPTIMIZERS, Optimizer
 from xpmlp.parity import ACTIVATION_NAMES, Rate
 from xpmlp.schedules import SCHEDULES
@@ -28,6 +29,7 @@ from xpmlp.schedules import SCHEDULES
 _RATES = ("constant", "invscaling", "adaptive")
 # scikit-learn ignores these where they do not apply, so that a grid over solvers works.
 _OF_SCIKIT_LEARN = ("sgd", "adam", "lbfgs")
+_WITH_MOMENTS = ("adam", "adamw", "nadam", "adamax")
 _SGD = ("momentum", "nesterovs_momentum")
 _ADAM = ("beta_1", "beta_2", "epsilon")
 _POSITIVE = Interval(Real, 0, None, closed="neither")
@@ -85,6 +87,7 @@ class Parameters(BaseEstimator):
             Activation,
             list,
             tuple,
+            np.ndarray,
         ],
         "solver": [StrOptions({"lbfgs", *OPTIMIZERS}), Optimizer],
         "alpha": [_NOT_NEGATIVE],
@@ -107,7 +110,7 @@ class Parameters(BaseEstimator):
         "epsilon": [_POSITIVE],
         "n_iter_no_change": [_COUNT, Options(Real, {np.inf})],
         "max_fun": [_COUNT],
-        "dropout": [BELOW_ONE, list, tuple],
+        "dropout": [BELOW_ONE, list, tuple, np.ndarray],
         "bias": ["boolean"],
         "layers": [list, tuple, None],
         "l1": [_NOT_NEGATIVE],
@@ -138,17 +141,22 @@ class Parameters(BaseEstimator):
             for name in [name for name in given if given[name]]:
                 raise ValueError(f"{name} cannot be used with solver='lbfgs'")
         if isinstance(solver, Optimizer):
-            for name in (*_SGD, *_ADAM, "power_t", "learning_rate", "learning_rate_init",
-                         "weight_decay"):  # fmt: skip
+            for name in (*_SGD, *_ADAM, "max_fun", "power_t", "learning_rate",
+                         "learning_rate_init", "weight_decay"):  # fmt: skip
                 if self._is_set(name):
                     raise ValueError(f"{name} belongs into the solver, where that is {solver!r}")
         elif solver not in _OF_SCIKIT_LEARN:
-            for name in _SGD if solver in ("adamw", "nadam", "adamax") else (*_SGD, *_ADAM):
+            others = ("max_fun", *_SGD) if solver in _WITH_MOMENTS else ("max_fun", *_SGD, *_ADAM)
+            for name in others if rate == "invscaling" else ("power_t", *others):
                 if self._is_set(name):
                     raise ValueError(
                         f"{name} cannot be used with solver={solver!r}; give an object of "
                         "xpmlp.optimizers, which takes more options"
                     )
+        if given["learning_rate"] and self._is_set("power_t"):
+            raise ValueError(f"power_t cannot be used with learning_rate={rate!r}")
+        if X_val is not None and self._is_set("validation_fraction"):
+            raise ValueError("validation_fraction cannot be used with X_val")
         if callable(rate) and self._is_set("learning_rate_init"):
             raise ValueError(
                 f"learning_rate_init belongs into learning_rate, where that is {rate!r}"
@@ -174,11 +182,15 @@ class Parameters(BaseEstimator):
             value = getattr(self, name)
             known = next(c.options for c in constraints[name] if isinstance(c, StrOptions))
             if isinstance(value, str) and value not in known:
-                raise InvalidParameterError(str(unknown_name(name, value, known)))
+                near, hint = nearest(value, known)
+                raise InvalidParameterError(
+                    f"The {name!r} parameter of {type(self).__name__} must be an object, or one of "
+                    f"{', '.join(near)}. Got {value!r} instead.{hint}"
+                )
         if isinstance(self.learning_rate, Real):
             raise InvalidParameterError(
-                f"learning_rate must be a schedule, got {self.learning_rate!r}; the rate itself is "
-                "learning_rate_init"
+                f"The 'learning_rate' parameter of {type(self).__name__} must be a schedule. Got "
+                f"{self.learning_rate!r} instead; the rate itself is learning_rate_init."
             )
         super()._validate_params()
 
@@ -198,9 +210,11 @@ class Parameters(BaseEstimator):
             return list(self.layers)
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if np.iterable(sizes) else [sizes]
-        if any(not isinstance(size, Integral) or size <= 0 for size in sizes):
+        if not all(isinstance(size, Integral) for size in sizes):
+            raise InvalidParameterError(f"hidden_layer_sizes must be whole numbers, got {sizes}")
+        if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
-        activations = _one_for_each("activation", self.activation, len(sizes))
+        activations = self._activations(len(sizes))
         rates = self.dropout
         if not np.iterable(rates):
             if rates and not sizes:
@@ -215,9 +229,19 @@ class Parameters(BaseEstimator):
             check_number(f"dropout[{index}]", rate, minimum=0, maximum=1, open_maximum=True)
         stack: list[Layer] = [Dropout(rates[0])] if rates[0] else []
         for size, activation, rate in zip(sizes, activations, rates[1:], strict=True):
-            stack.append(Dense(size, _activation(activation), bool(self.bias)))
+            stack.append(Dense(size, activation, bool(self.bias)))
             stack += [Dropout(rate)] if rate else []
         return stack
+
+    def _activations(self, n: int) -> list[Activation]:
+        """That of each of n hidden layers."""
+        values = self.activation
+        if isinstance(values, str | Activation):
+            values = [values] * n
+        if len(values) != n:
+            raise ValueError(f"activation must be one, or one for each of {n} hidden layers")
+        names = [ACTIVATION_NAMES.get(v, v) if isinstance(v, str) else v for v in values]
+        return [resolve("activation", name, ACTIVATIONS, Activation) for name in names]
 
     def _new_optimizer(self) -> Optimizer:
         if isinstance(self.solver, Optimizer):
@@ -235,7 +259,7 @@ class Parameters(BaseEstimator):
         if self.solver == "sgd" and self.momentum:
             options |= {"momentum": self.momentum, "rate_in_velocity": True}
             options["nesterov"] = bool(self.nesterovs_momentum)
-        if self.solver in ("adam", "adamw", "nadam", "adamax"):
+        if self.solver in _WITH_MOMENTS:
             options |= {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         if self.solver == "adam":
             options["epsilon_hat"] = True
@@ -254,17 +278,3 @@ class Parameters(BaseEstimator):
             return f"val_{monitor}"
         name = getattr(monitor, "__name__", "")
         return f"val_{name if name.isidentifier() and name not in ('loss', 'score') else 'monitor'}"
-
-
-def _one_for_each(name: str, values: Any, n: int) -> list[Any]:
-    """`values` as a list of `n`, where one value stands for all."""
-    if isinstance(values, str | Activation):
-        return [values] * n
-    values = list(values)
-    if len(values) != n:
-        raise ValueError(f"{name} must be one value or {n}, got {len(values)}: {values}")
-    return values
-
-
-def _activation(value: Any) -> Any:
-    return ACTIVATION_NAMES.get(value, value) if isinstance(value, str) else value

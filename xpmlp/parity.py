@@ -16,11 +16,18 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from xpmlp import rules
+from xpmlp.activations import ACTIVATIONS, Activation, Sigmoid
 from xpmlp.callbacks import Callback
 from xpmlp.errors import warn_user
 from xpmlp.losses import LogLoss, Loss
 from xpmlp.training import Run
 from xpmlp.typing import Array, Backend
+
+
+def activations() -> set[Activation]:
+    """Those of scikit-learn's MLP."""
+    return {ACTIVATIONS[name]() for name in ACTIVATION_NAMES.values()}
+
 
 ACTIVATION_NAMES = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 """scikit-learn's activations, by the names they have here."""
@@ -31,7 +38,9 @@ NOT_FINITE = (
 )
 
 
-def initial_parameters(random_state: Any, widths: list[int], activation: str, bias: bool) -> Any:
+def initial_parameters(
+    random_state: Any, widths: list[int], activation: Activation, bias: bool
+) -> Any:
     r"""Weights and biases, uniform within :math:`\pm \sqrt{f / (n_{in} + n_{out})}`.
 
     The factor f is 6, and 2 for the logistic activation (Glorot & Bengio 2010). They are drawn
@@ -42,7 +51,7 @@ def initial_parameters(random_state: Any, widths: list[int], activation: str, bi
     random_state : numpy.random.RandomState
     widths : list of int
         Features, units of each layer.
-    activation : str
+    activation : Activation
         Of the hidden layers.
     bias : bool
 
@@ -53,7 +62,7 @@ def initial_parameters(random_state: Any, widths: list[int], activation: str, bi
     """
     weights, biases = [], []
     for n_in, n_out in pairwise(widths):
-        bound = np.sqrt((2.0 if activation == "logistic" else 6.0) / (n_in + n_out))
+        bound = np.sqrt((2.0 if isinstance(activation, Sigmoid) else 6.0) / (n_in + n_out))
         weights.append(random_state.uniform(-bound, bound, (n_in, n_out)).ravel())
         if bias:
             biases.append(random_state.uniform(-bound, bound, n_out))
@@ -62,9 +71,10 @@ def initial_parameters(random_state: Any, widths: list[int], activation: str, bi
 
 @dataclass(frozen=True)
 class ClippedLogLoss(LogLoss):
-    """The log loss with probabilities clipped to [eps, 1 - eps], its derivative unclipped.
+    """scikit-learn's log loss, of probabilities clipped to [eps, 1 - eps].
 
-    What is true enters as 0 or 1.
+    A probability near 1 is rounded before its logarithm is taken, and its derivative is that of
+    the loss without clipping. Each row has one true class, or each label is 0 or 1.
     """
 
     def evaluate(
@@ -77,11 +87,15 @@ class ClippedLogLoss(LogLoss):
         d: Array,
         columns: tuple[Array, Array, Array],
     ) -> None:
-        super().evaluate(backend, activation, prediction, y, elements, d, columns)
-        eps = float(backend.xp.finfo(d.dtype).eps)
-        low, high = -float(np.log1p(-eps)), -float(np.log(eps))
-        share = y if self.is_multiclass(activation) else 1.0
-        backend.elementwise(rules.clamp_log_loss)((elements,), elements, share, low, high)
+        outs, eps = (elements, d), float(backend.xp.finfo(d.dtype).eps)
+        if not self.is_multiclass(activation):
+            backend.elementwise(rules.clipped_binary_log_loss)(outs, prediction, y, eps)
+            return
+        maximum, total, _ = columns
+        backend.max_rows(prediction, maximum)
+        backend.elementwise(rules.exp_shifted)((d,), prediction, maximum)
+        backend.sum_rows(d, total)
+        backend.elementwise(rules.clipped_categorical_log_loss)(outs, d, y, total, eps)
 
 
 @dataclass(frozen=True)
@@ -231,8 +245,9 @@ class Epochs(Callback):
         if not self.restores or self.estimator._best[1] == math.inf:
             raise ValueError(f"{NOT_FINITE} {error}.") from error
         run.network.backend.copy(self.best_parameters, run.network.parameters)
-        values = dict.fromkeys(run.better, math.nan)
-        self._record(values, run.n_samples)
+        newest = getattr(self.estimator, "loss_", math.nan)
+        self._record(dict.fromkeys(run.better, math.nan), run.n_samples)
+        self.estimator.loss_ = newest
         warn_user(f"{error}. The best weights before that are kept", ConvergenceWarning)
 
     def _record(self, values: dict[str, float], n_samples: int) -> None:

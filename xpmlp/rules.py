@@ -289,9 +289,20 @@ def softmax_backward_from_logits(xp: X, h: V, z: V, m: V, s: V, t: V) -> V:
     return h - xp.exp(z - m) / s * t
 
 
-def clamp_log_loss(xp: X, loss: V, y: V, low: V, high: V) -> V:
-    # The log loss of a probability that is clipped, where y is the share of the true class.
-    return y * xp.minimum(xp.maximum(loss, low), high)
+# scikit-learn's log loss: of the rounded probability, clipped, with the derivative unclipped.
+
+
+def clipped_binary_log_loss(xp: X, z: V, y: V, eps: V) -> V2:
+    e = xp.exp(-xp.abs(z))
+    p = xp.where(z >= 0.0, 1.0, e) / (1.0 + e)
+    clipped = xp.maximum(eps, xp.minimum(p, 1.0 - eps))
+    return -(y * xp.log(clipped) + (1.0 - y) * xp.log(1.0 - clipped)), p - y
+
+
+def clipped_categorical_log_loss(xp: X, e: V, y: V, s: V, eps: V) -> V2:
+    # e = exp(z - row maximum), s: its row sum
+    p = e / s
+    return -y * xp.log(xp.maximum(eps, xp.minimum(p, 1.0 - eps))), p - y
 
 
 def one_hot(xp: X, label: V, column: V, off: V, on: V) -> V:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 from xpmlp import rules
-from xpmlp.data import Batches, as_matrix, as_target, as_weight, take_rows
+from xpmlp.data import as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
@@ -24,22 +25,28 @@ class Dataset:
     x: Any
 
     def __init__(
-        self, network: Network, X: Any, y: Any, weight: Any, loss: Loss, prefix: str = ""
+        self,
+        network: Network,
+        X: Any,
+        y: Any,
+        weight: Any,
+        loss: Loss,
+        names: tuple[str, ...] = ("X", "y", "sample_weight"),
     ) -> None:
         backend, dtype = network.backend, network.dtype
         self.chosen_loss = loss
-        self.x = as_matrix(backend, X, f"{prefix}X", dtype, network.n_features)
+        self.x = as_matrix(backend, X, names[0], dtype, network.n_features)
         self.n_samples: int = self.x.shape[0]
         n = self.n_samples
-        self.y, self.labels = as_target(backend, y, f"{prefix}y", dtype, loss, n, network.n_outputs)
+        self.y, self.labels = as_target(backend, y, names[1], dtype, loss, n, network.n_outputs)
         self.weight: Array | None = None
         if weight is not None:
-            self.weight = as_weight(backend, weight, f"{prefix}sample_weight", dtype, n)
+            self.weight = as_weight(backend, weight, names[2], dtype, n)
         self._network = network
-        self._blocks = Batches(backend, n, min(n, _EVALUATE_ROWS))
+        self._rows = min(n, _EVALUATE_ROWS)
         self._objectives = Objectives(
             network,
-            self._blocks.n_rows,
+            self._rows,
             loss,
             mean=False,
             labels=self.labels,
@@ -51,21 +58,27 @@ class Dataset:
         """The targets as a NumPy array, for metrics."""
         return self._network.backend.to_host(self.y)
 
-    def stage(self, indices: Array, objective: Objective) -> None:
+    def stage(self, rows: Array | slice, objective: Objective) -> None:
         """Gather a batch into the buffers of `objective`."""
         backend = objective.backend
-        take_rows(backend, self.x, indices, objective.x)
-        backend.take_rows(self.y, indices, objective.y)
+        move: Callable[..., None] = copy_rows if isinstance(rows, slice) else take_rows
+        move(backend, self.x, rows, objective.x)
+        move(backend, self.y, rows, objective.y)
         if self.weight is not None and objective.weight is not None:
-            backend.take_rows(self.weight, indices, objective.weight)
+            move(backend, self.weight, rows, objective.weight)
+
+    def sweep(self, objectives: Objectives, n_rows: int) -> Iterator[Objective]:
+        """Stage all samples, block by block; gives the objective that holds each."""
+        for part in blocks(self.n_samples, n_rows):
+            objective = objectives[part.stop - part.start]
+            self.stage(part, objective)
+            yield objective
 
     def loss(self) -> float:
         """The mean loss over all samples, without penalties and dropout."""
         backend, accumulate = self._network.backend, self._network.policy.accumulate
         total = backend.zeros((), accumulate)
-        for indices in self._blocks.epoch(0):
-            objective = self._objectives[indices.shape[0]]
-            self.stage(indices, objective)
+        for objective in self.sweep(self._objectives, self._rows):
             total = total + objective.forward()
         if self.weight is None:
             return backend.read(total) / self.n_samples

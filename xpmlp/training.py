@@ -151,9 +151,8 @@ def fit(
                 f"got {type(validation).__name__}"
             )
         weight = validation[2] if len(validation) == 3 else None
-        held_out = Dataset(
-            network, validation[0], validation[1], weight, chosen_loss, "validation "
-        )
+        names = ("validation X", "validation y", "validation sample_weight")
+        held_out = Dataset(network, validation[0], validation[1], weight, chosen_loss, names)
     scored = held_out or data
     for score in scores:
         score.check(scored.y_host, scored.labels, network.n_outputs)

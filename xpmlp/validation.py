@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -14,15 +14,17 @@ from sklearn.utils.validation import column_or_1d, validate_data
 
 from xpmlp.backends import backend_of
 from xpmlp.data import is_foreign
+from xpmlp.typing import Backend
 
 
 def checked_X(estimator: Any, X: Any, reset: bool) -> Any:
     """X as an array of its own library, or CSR or CSC; its dtype stays."""
     refuse_masked("X", X)
     if not is_foreign(X):
-        return validate_data(
-            estimator, X, accept_sparse=["csr", "csc"], dtype="numeric", reset=reset
-        )
+        # Its dtype stays; but numbers may be written as text, in an array or in a list.
+        text = isinstance(X, np.ndarray | list | tuple) and np.asarray(X).dtype.kind in "US"
+        dtype = np.float64 if text else "numeric"
+        return validate_data(estimator, X, accept_sparse=["csr", "csc"], dtype=dtype, reset=reset)
     if X.ndim != 2:
         raise ValueError(f"Expected 2D array X, got one of shape {tuple(X.shape)}. Reshape it.")
     return validate_data(estimator, X, skip_check_array=True, reset=reset)
@@ -35,6 +37,8 @@ def checked_y(estimator: Any, X: Any, y: Any, name: str) -> Any:
             f"{type(estimator).__name__} requires {name} to be passed, but the target y is None"
         )
     refuse_masked(name, y)
+    if isinstance(y, list | tuple) and np.asarray(y).dtype.kind in "US":
+        check_labels(name, np.array(y, dtype=object))  # NumPy makes text of everything
     y = check_array(
         hosted(y),
         accept_sparse="csr",
@@ -54,13 +58,65 @@ def checked_y(estimator: Any, X: Any, y: Any, name: str) -> Any:
     return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
+class LiveList(list[Any]):
+    """Arrays of a network; assigning to an element writes into the network.
+
+    Parameters
+    ----------
+    backend : Backend
+        Of the network.
+    views : sequence of array or None
+        Its own arrays.
+    on_host : bool
+        Show them as NumPy arrays: views where the network is on the CPU, copies of a GPU's.
+    """
+
+    def __init__(self, backend: Backend, views: Sequence[Any], on_host: bool) -> None:
+        super().__init__(v if v is None or not on_host else backend.to_host(v) for v in views)
+        self._backend, self._views = backend, views
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice):
+            places, values = range(len(self))[index], list(value)
+            if len(values) != len(places):
+                raise ValueError(f"expected {len(places)} arrays, got {len(values)}")
+            for place, one in zip(places, values, strict=True):
+                self[place] = one
+            return
+        view, array = self._views[index], np.asarray(hosted(value))
+        if view is None or array.shape != tuple(view.shape) or array.dtype.kind not in "iuf":
+            expected = "None" if view is None else f"numbers of shape {tuple(view.shape)}"
+            raise ValueError(f"expected {expected}, got {array.dtype} of shape {array.shape}")
+        with self._backend.context():
+            self._backend.copy(self._backend.from_host(array), view)
+        if not self._backend.owns(self[index]):  # a copy
+            super().__setitem__(index, array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def origin(X: Any) -> tuple[str, str] | None:
+    """Library and device of an array; None for what NumPy holds."""
+    if not is_foreign(X):
+        return None
+    return array_api_compat.array_namespace(X).__name__, str(array_api_compat.device(X))
+
+
 def checked_weight(X: Any, weight: Any) -> Any:
     """Sample weights as a NumPy array; one number stands for all."""
     refuse_masked("sample_weight", weight)
     weight = np.asarray(hosted(weight))
     if weight.ndim == 0:
         weight = np.full(X.shape[0], weight)
-    return weight.astype(float) if weight.dtype.kind == "b" else weight
+    if weight.dtype.kind == "c":
+        raise ValueError("sample_weight must hold real numbers, got complex ones")
+    if weight.dtype.kind in "iuf":
+        return weight
+    try:
+        return weight.astype(float)  # of bools, decimals and the like
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"sample_weight must hold numbers ({error})") from error
 
 
 @contextmanager
