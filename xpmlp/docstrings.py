@@ -111,8 +111,9 @@ fallback : bool, default True
 
 _ATTRIBUTES = """\
 coefs_, intercepts_ : list of array
-    Weights of shape ``(n_in, n_out)`` and biases of shape ``(n_out,)`` of each layer: live views,
-    in the library of the X that was trained on.
+    Weights of shape ``(n_in, n_out)`` and biases of shape ``(n_out,)`` of each layer, in the
+    library of the X that was trained on. Assigning to an element changes the network; so does
+    writing into one, unless it shows a GPU's as NumPy array.
 network_ : Network
     The network itself.
 history_ : History
@@ -143,8 +144,8 @@ Train, from the start unless ``warm_start=True``.
 Parameters
 ----------
 X : array-like or sparse matrix of shape (n_samples, n_features)
-    Of NumPy, pandas, polars, SciPy, CuPy, PyTorch or any array API library. It is cast batch by
-    batch: no second copy is made of it.
+    Of NumPy, pandas, polars, SciPy, CuPy, PyTorch or any array API library. Whatever the dtype,
+    no second copy is made of an array: it is cast batch by batch.
 y : array-like of shape (n_samples,) or (n_samples, n_outputs)
     Class labels, an indicator matrix of several labels a row, or numbers.
 sample_weight : array-like of shape (n_samples,), optional

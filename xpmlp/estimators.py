@@ -182,7 +182,6 @@ class MLPClassifier(ClassifierMixin, MLP):
         return self.network_.backend.xp.concat((1.0 - output, output), axis=1)
 
     def _learn_outputs(self, y: Any, incremental: bool, classes: Any) -> None:
-        """Set the classes, or check them where training goes on."""
         check_labels("y", y)
         if incremental:
             self._learn_classes(y, classes)
@@ -264,7 +263,6 @@ class MLPClassifier(ClassifierMixin, MLP):
         return LogLoss(self.label_smoothing) if self.label_smoothing else parity.ClippedLogLoss()
 
     def _total_weight(self, y: Any, sample_weight: Any, incremental: bool) -> Any:
-        """Weights of the samples times those of their classes."""
         if self.class_weight is None:
             return sample_weight
         if incremental and self.class_weight == "balanced":
@@ -378,7 +376,8 @@ class MLPRegressor(RegressorMixin, MLP):
     def _learn_outputs(self, y: Any, incremental: bool, classes: Any) -> None:
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
 
-    def _check_known(self, name: str, y: Any) -> None: ...
+    def _check_known(self, name: str, y: Any) -> None:
+        pass  # any number will do
 
     def _encode(self, y: Any) -> Any:
         return y

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable as Function
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat
 import numpy as np
@@ -25,6 +26,7 @@ from xpmlp.errors import NonFiniteLossError, warn_user
 from xpmlp.history import History
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.lbfgs import FullBatch, solve
+from xpmlp.losses import Loss
 from xpmlp.metrics import Metric
 from xpmlp.network import Network
 from xpmlp.parameters import Parameters
@@ -53,7 +55,7 @@ _FITTED = {
 
 
 @dataclass(eq=False, repr=False)
-class MLP(Parameters):
+class MLP(Parameters, ABC):
     """Fitting and using, in terms of what a classifier and a regressor say of their targets."""
 
     # --- What the network holds ----------------------------------------------------------------
@@ -150,6 +152,51 @@ class MLP(Parameters):
         network = self.network_
         x = as_matrix(network.backend, X, "X", network.dtype, network.n_features)
         return network.output(x)
+
+    # --- What the two estimators say of their targets --------------------------------------------
+
+    _target_dtype: ClassVar[str | None]
+    """That targets are converted to, as of scikit-learn's ``check_array``."""
+
+    @abstractmethod
+    def _learn_outputs(self, y: Any, incremental: bool, classes: Any) -> None:
+        """Set ``n_outputs_``, and classes, or check them where training goes on."""
+
+    @abstractmethod
+    def _check_known(self, name: str, y: Any) -> None:
+        """Refuse targets that the outputs do not stand for."""
+
+    @abstractmethod
+    def _encode(self, y: Any) -> Any:
+        """Targets as the loss takes them."""
+
+    @abstractmethod
+    def _decode(self, output: Any) -> Any:
+        """Predictions from the output, of shape (n_samples, n_outputs)."""
+
+    @abstractmethod
+    def _score(self, y: Any, predicted: Any, weight: Any) -> float:
+        """What ``score`` returns."""
+
+    @abstractmethod
+    def _strata(self, y: Any) -> Any:
+        """What a split keeps the shares of, or None."""
+
+    @abstractmethod
+    def _output_layer(self) -> Dense:
+        """The last layer."""
+
+    @abstractmethod
+    def _loss(self) -> Loss:
+        """The loss as an object."""
+
+    @abstractmethod
+    def _total_weight(self, y: Any, sample_weight: Any, incremental: bool) -> Any:
+        """Weights of the samples, times those of their classes."""
+
+    @abstractmethod
+    def predict(self, X: Any) -> Any:
+        """Predictions for each row of X."""
 
     # --- Training ------------------------------------------------------------------------------
 
@@ -343,7 +390,8 @@ class MLP(Parameters):
                 state=self._optimizer_state,
             )
             self._optimizer_state = step.state
-            run = Run(network, step, data, validation, scores, epochs, batches, start)
+            # scikit-learn computes no loss of the validation data, so none can end a run.
+            run = Run(network, step, data, validation, scores, epochs, batches, start, False)
             self.n_iter_ = 0
             try:
                 run.train([ends, *(self.callbacks or ())])

@@ -200,6 +200,7 @@ class Run:
         epochs: int,
         batches: Batches,
         first_epoch: int = 0,
+        finite_validation: bool = True,
     ) -> None:
         self.network = network
         self.history = History()
@@ -207,6 +208,7 @@ class Run:
         self.epoch = self.batch = self.batch_rows = 0
         self._step, self._data, self._held_out, self._scores = step, data, held_out, scores
         self._batches, self.first_epoch = batches, first_epoch
+        self._finite_validation = finite_validation
         self.n_batches = len(batches)
         self._losses = network.backend.zeros((self.n_batches,), network.policy.accumulate)
         self._prefix = "val_" if held_out else ""
@@ -287,7 +289,7 @@ class Run:
         values = {"loss": sum(weighted) / sum(rows)}
         if self._held_out:
             values["val_loss"] = self._held_out.loss()
-            if not math.isfinite(values["val_loss"]):
+            if self._finite_validation and not math.isfinite(values["val_loss"]):
                 raise NonFiniteLossError(
                     f"val_loss became {values['val_loss']} in epoch {self.epoch + 1}"
                 )

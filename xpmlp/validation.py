@@ -109,8 +109,8 @@ def checked_weight(X: Any, weight: Any) -> Any:
     weight = np.asarray(hosted(weight))
     if weight.ndim == 0:
         weight = np.full(X.shape[0], weight)
-    if weight.dtype.kind == "c":
-        raise ValueError("sample_weight must hold real numbers, got complex ones")
+    if weight.dtype.kind in "cmM":
+        raise ValueError(f"sample_weight must hold real numbers, got {weight.dtype}")
     if weight.dtype.kind in "iuf":
         return weight
     try:
