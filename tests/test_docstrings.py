@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import sklearn
 
 from xpmlp import MLPClassifier, MLPRegressor
 
@@ -61,6 +62,9 @@ def test_every_default_is_that_of_the_signature(cls):
         assert meaning
 
 
+@pytest.mark.skipif(
+    tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9), reason="needs scikit-learn 1.9"
+)
 @CLASSES
 def test_scikit_learns_positional_parameters_are_positional_here(cls):
     from sklearn import neural_network

@@ -3,11 +3,16 @@
 import os
 
 import pytest
+import sklearn
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from xpmlp import MLPClassifier, MLPRegressor
 
 pytestmark = [
+    pytest.mark.skipif(
+        tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9),
+        reason="needs scikit-learn 1.9",
+    ),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning"),
     pytest.mark.filterwarnings("ignore:batch_size=.* is larger than:UserWarning"),
