@@ -64,11 +64,45 @@ class NextStream(Numpy):
         super().fill_uniform(out, stream._replace(counter=stream.counter + 1))
 
 
+class WrongLoss(Numpy):
+    def total(self, x, dtype):
+        return super().total(x, dtype) * (1.01 if x.ndim == 2 and x.shape[1] > 1 else 1.0)
+
+
+class LateRestlessness(Numpy):
+    """Adds up in another order each time, from the third epoch on."""
+
+    epoch = calls = 0
+
+    def fill_uniform(self, out, stream):
+        self.epoch = stream.counter >> 192
+        super().fill_uniform(out, stream)
+
+    def sum_columns(self, x, out):
+        self.calls += 1
+        super().sum_columns(np.roll(x, self.calls, axis=0) if self.epoch >= 2 else x, out)
+
+
+class ReadInsideTheStep(Numpy):
+    def sum_columns(self, x, out):
+        super().sum_columns(x, out)
+        self.read(out[0])
+
+
+class Broken(Numpy):
+    def sum_columns(self, x, out):
+        raise RuntimeError("out of beads")
+
+
 PLANTED = [
+    (WrongLoss, r"total of \(7, 3\)|step 1, loss"),
+    (LateRestlessness, "not the same twice, step 9"),
+    (ReadInsideTheStep, r"transfers inside steps \(read\)"),
+    (Broken, "RuntimeError: out of beads"),
     (WrongDerivative, r"step 1, layers\[2\] Dense\(7, tanh\): error term"),
     (TransposedWeightGradient, "step 1, layers.*gradient of the weights"),
     (MaskForgottenBackwards, "step 1, layers.*: error term"),
-    (NarrowSums, "total accumulated in float64: got"),
+    (NarrowSums, r"total of \(300001,\) accumulated in float64: got"),
     (TransferInsideTheStep, r"transfers inside steps \(from_host, to_host\)"),
     (NextStream, r"fill_uniform of \(1, 1\)"),
 ]
@@ -76,7 +110,7 @@ PLANTED = [
 
 @pytest.mark.parametrize(("faulty", "where"), PLANTED, ids=lambda x: getattr(x, "__name__", ""))
 def test_a_planted_fault_is_found_and_located(faulty, where):
-    report = verify({"good": Numpy("cpu"), "faulty": faulty("cpu")}, steps=6)
+    report = verify({"good": Numpy("cpu"), "faulty": faulty("cpu")}, steps=10)
     found = [fault for fault in report.faults if re.search(where, fault)]
     assert found, report.faults
     assert f"FAULT  {found[0]}" in str(report)
@@ -258,6 +292,30 @@ def test_a_wrong_primitive_is_named(primitive, fault):
         check_backend(Faulty("cpu"))
 
 
+def unshifted(self, logits, y, elements, d, columns):
+    e = np.exp(logits)
+    total = e.sum(axis=1, keepdims=True)
+    elements[...] = y * (np.log(total) - logits)
+    d[...] = y.sum(axis=1, keepdims=True) * e / total - y
+
+
+def test_overflow_and_nan_are_asked_for():
+    class Overflowing(Numpy):
+        softmax_log_loss = unshifted
+
+    class DroppingNaN(Numpy):
+        @property
+        def functions(self):
+            functions = super().functions
+            functions.maximum = np.fmax
+            return functions
+
+    with pytest.raises(AssertionError, match="softmax_log_loss"):
+        check_backend(Overflowing("cpu"))
+    with pytest.raises(AssertionError, match="the rule"):
+        check_backend(DroppingNaN("cpu"))
+
+
 # --- A third party's whole test file ------------------------------------------------------------
 
 
@@ -275,6 +333,13 @@ if "torch" in BACKENDS:
 
         def open(self):
             return get_backend("cpu", "torch")
+
+
+if "cupy" in BACKENDS:
+
+    class TestCupy(BackendTests):
+        def open(self):
+            return get_backend("cuda", "cupy")
 
 
 # --- The command --------------------------------------------------------------------------------
@@ -306,6 +371,7 @@ def test_the_command_prints_writes_and_draws(capsys, tmp_path):
     assert "All agree" in out
     written = json.loads(files[0].read_text())
     assert written[0]["faults"] == []
+    assert written[0]["growth"]["float64"] > 0
     assert len(written[0]["comparisons"][0]["drift"]) == 5
     assert files[1].read_bytes().startswith(b"\x89PNG")
 

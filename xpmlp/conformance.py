@@ -55,9 +55,10 @@ class BackendTests:
     def test_it_describes_itself(self, backend: Backend) -> None:
         adapter = type(backend)
         assert adapter.unavailable() is None
-        assert backend.device in adapter.devices()
-        assert adapter.accepts(backend.device)
-        assert not adapter.accepts("no such device")
+        devices = adapter.devices()
+        assert backend.device in devices, f"{backend.device!r} is not among {devices}"
+        assert adapter.accepts(backend.device), f"does not accept {backend.device!r}"
+        assert not adapter.accepts("no such device"), "accepts 'no such device'"
         assert isinstance(backend.name, str)
         assert isinstance(adapter.version(), str)
         assert "ieee" in backend.precisions
@@ -73,7 +74,7 @@ class BackendTests:
                 assert not backend.owns([1.0])
                 back = backend.to_host(there)
                 assert back.dtype == x.dtype
-                assert (back == x).all()
+                assert (back == x).all(), f"{x} came back as {back}"
             assert backend.read(backend.zeros((), "float32")) == 0.0
             assert tuple(backend.empty((2, 3), "float32").shape) == (2, 3)
 
@@ -89,7 +90,8 @@ class BackendTests:
     @pytest.mark.parametrize("case", _CASES)
     def test_a_run_is_numpys(self, backend: Backend, case: Case, dtype: str) -> None:
         found = trace(case, backend, dtype, self.steps)
-        assert not own_faults(case, backend, found)
+        faults = own_faults(case, backend, found)
+        assert not faults, "; ".join(faults)
         comparison = Comparison(("numpy", backend.name), dtype)
         comparison.add(case, trace(case, host(), dtype, self.steps), found)
         assert comparison.first is None, str(comparison.first)

@@ -6,11 +6,14 @@ for ``device="auto"``, since that takes seconds.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from typing import Any
 
 from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, functions_of, host
+from xpmlp.errors import DeviceMemoryError
 from xpmlp.typing import RuleFunctions
 
 _ACCELERATORS = ("cuda", "xpu", "mps")  # AMD's GPUs are "cuda" to PyTorch
@@ -82,6 +85,29 @@ class TorchBackend(ReferenceBackend):
     def synchronize(self) -> None:
         if self.kind in _ACCELERATORS:
             getattr(self.torch, self.kind).synchronize()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self._memory(shape, dtype):
+            return super().empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self._memory(shape, dtype):
+            return super().zeros(shape, dtype)
+
+    @contextmanager
+    def _memory(self, shape: tuple[int, ...], dtype: str) -> Iterator[None]:
+        """Turn PyTorch's errors of an allocation, which differ by device, into the library's."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "memory" not in str(error) and "allocate" not in str(error):
+                raise
+            asked = math.prod(shape) * (8 if dtype == "float64" else 4)
+            free, total = self.memory() or (None, None)
+            raise DeviceMemoryError(
+                f"{self.device} has no memory for {asked} bytes: {free} of {total} bytes are free. "
+                "Take a smaller batch_size, fewer rows at a time, or float32"
+            ) from error
 
     def owns(self, x: object) -> bool:
         return isinstance(x, self.torch.Tensor) and x.device == self.xp_device
