@@ -3,8 +3,8 @@
 The tests on that backend, the comparison of its runs with the CPU's, and the time of a training
 step. It needs no installation and no network: Python with NumPy, CuPy and pytest, this checkout on
 PYTHONPATH, and array-api-compat, whose pure-Python wheel can lie in a folder ``wheels/``. Every
-part is written down as it ends. What needs a package that is missing counts as
-not run.
+part is written down as it ends. What needs a package that is missing counts as not
+run.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> int:
     faults += record.get("verify", {}).get("faults", [])
     write(Path(arguments.out), record)
     print(f"\ntests    {tests}")
-    for name, value in record.get({}).items():
+    for name, value in record.get("primitives", {}).items():
         print(f"{name}: largest relative difference {value:.1e}")
     for name, value in record.get("microseconds_per_step", {}).items():
         print(

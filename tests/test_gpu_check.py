@@ -1,0 +1,68 @@
+"""The script for a GPU machine, on an adapter that is here."""
+
+import json
+import sys
+
+import pytest
+
+from bench import gpu_check
+from xpmlp import get_backend
+
+COUNTS = {"passed": 3, "failed": 0, "errors": 0, "skipped": 0, "not_run": 1}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    def run(*arguments, tests=COUNTS):
+        path = tmp_path / "check.json"
+        monkeypatch.setattr(gpu_check, "run_tests", lambda *_: tests)
+        monkeypatch.setattr(gpu_check, "STEPS", 60)
+        monkeypatch.setattr("xpmlp_numpy.THRESHOLD", 10**9)
+        monkeypatch.setattr(
+            sys, "argv", ["gpu_check", "--out", str(path), "--steps", "2", *arguments]
+        )
+        code = gpu_check.main()
+        return (
+            code,
+            capsys.readouterr().out,
+            json.loads(path.read_text()) if path.exists() else None,
+        )
+
+    return run
+
+
+def test_a_page_and_a_file(run):
+    code, out, written = run("--backend", "numpy")
+    assert code == 0
+    assert "all is well" in out
+    assert written["tests"] == COUNTS
+    assert written["faults"] == []
+    assert written["verify"]["faults"] == []
+    assert written["primitives"]["matmul"] < 1e-5
+    assert written["products"]["ieee"] < 1e-5
+    assert written["microseconds_per_step"]["numpy on cpu"] > 0
+
+
+def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
+    monkeypatch.setattr(gpu_check, "compare", lambda *_: 1 / 0)
+    code, out, written = run("--backend", "numpy", tests={**COUNTS, "failed": 1})
+    assert code == 1
+    assert "FAULT  verify: ZeroDivisionError" in out
+    assert any(fault.startswith("tests:") for fault in written["faults"])
+    assert "microseconds_per_step" in written
+
+
+def test_without_the_adapter_there_is_a_reason(run):
+    code, out, written = run("--backend", "abacus")
+    assert (code, written) == (2, None)
+    assert "abacus: not known" in out
+
+
+def test_the_tests_are_counted():
+    counts = gpu_check.run_tests("strict and smoke", [])
+    assert counts["passed"] >= 1
+    assert counts["failed"] == counts["errors"] == 0
+
+
+def test_a_step_is_timed_on_both():
+    assert len(gpu_check.time_steps(get_backend("cpu", "numpy"))) == 1
