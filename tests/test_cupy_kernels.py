@@ -261,6 +261,15 @@ def test_every_kernel_compiles(recorded, arch):
         assert name.encode() in binary
 
 
+def test_products_and_sums_are_rounded_one_by_one(recorded):
+    reason = no_nvrtc()
+    if reason:
+        pytest.skip(reason)
+    mine = {key: n for key, n in recorded.cupy.sources.items() if key[1] == "xpmlp_momentum"}
+    assert b"fma.rn" in cubin(mine, "compute_90", ())  # what the compiler would rather do
+    assert b"fma.rn" not in cubin(mine, "compute_90", OPTIONS)
+
+
 def test_errors_of_the_compiler_are_shown():
     reason = no_nvrtc()
     if reason:

@@ -20,7 +20,10 @@ def no_nvrtc() -> str | None:
 
 
 def cubin(sources: dict[tuple[str, str], int], arch: str, options: tuple[str, ...]) -> bytes:
-    """The kernels as one binary for GPUs such as ``"sm_90"``, with CuPy's headers and options."""
+    """The kernels as one binary for GPUs such as ``"sm_90"``, with CuPy's headers and options.
+
+    For ``"compute_90"`` it is their assembly text.
+    """
     from cupy_backends.cuda.libs import nvrtc
 
     headers = "".join(f"#include <{name}>\n" for name in core._cupy_header_list)
@@ -31,5 +34,6 @@ def cubin(sources: dict[tuple[str, str], int], arch: str, options: tuple[str, ..
         nvrtc.compileProgram(program, given)
     except nvrtc.NVRTCError:
         raise AssertionError(nvrtc.getProgramLog(program)[:4000]) from None
-    binary: bytes = nvrtc.getCUBIN(program)
+    get = nvrtc.getPTX if arch.startswith("compute") else nvrtc.getCUBIN
+    binary: bytes = get(program)
     return binary
