@@ -158,5 +158,6 @@ def check_labels(name: str, y: Any) -> None:
             str if isinstance(v, str) else Real if isinstance(v, Real) else type(v) for v in y.flat
         }
         if not kinds <= {str} and not kinds <= {Real}:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            words = {"str": "text", "Real": "numbers"}
+            names = ", ".join(sorted(words.get(kind.__name__, kind.__name__) for kind in kinds))
             raise ValueError(f"{name} must hold labels of one kind, text or numbers, got {names}")
