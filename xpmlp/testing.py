@@ -267,6 +267,7 @@ def _check_matmul(backend: Backend, dtype: str) -> float:
             (on["a"], on["b"], "a @ b"),
             (turned["a"], on["b"], "a.T.mT @ b"),
             (on["a"], turned["b"], "a @ b.T.mT"),
+            (turned["a"], turned["b"], "a.T.mT @ b.T.mT"),
         ):
             out = _out(backend, (n, m), dtype)
             backend.matmul(left, right, out)
@@ -302,6 +303,8 @@ def _check_copy(backend: Backend, dtype: str) -> float:
         out = _out(backend, (5, 3), dtype)
         backend.copy(backend.from_host(x), out)
         worst = max(worst, _check(backend, f"copy from {kind}", out, x, dtype))
+        backend.copy(backend.from_host(x.T.copy()).mT, out)
+        worst = max(worst, _check(backend, f"copy of a turned {kind}", out, x, dtype))
     return worst
 
 
@@ -309,7 +312,7 @@ def _check_copy(backend: Backend, dtype: str) -> float:
 def _check_take_rows(backend: Backend, dtype: str) -> float:
     worst = 0.0
     rows = host().xp.asarray([4, 0, 4, 2])
-    for kind in ("uint8", "float32", "float64"):
+    for kind in ("uint8", "int64", "float32", "float64"):
         x = (_normal((5, 3), "float64") * 9.0 + 30.0).astype(kind)
         out = _out(backend, (4, 3), dtype)
         backend.take_rows(backend.from_host(x), backend.from_host(rows), out)
