@@ -148,7 +148,7 @@ def test_the_cases_cover_every_activation_loss_and_optimizer():
     assert all(any(isinstance(layer, Dropout) for layer in case.layers) for case in cases())
 
 
-# What `test_it_describes_itself` and `test_arrays_come_and_go` of the conformance suite are about.
+# What an adapter says of itself, and how arrays come and go: no computation.
 DESCRIPTIONS = {
     "name",
     "library",

@@ -60,11 +60,15 @@ def nearest(given: object, known: Iterable[str]) -> tuple[list[str], str]:
     return near + [name for name in names if name not in near], hint
 
 
-def out_of_device_memory(device: str, asked: int, free: int, total: int) -> DeviceMemoryError:
-    """The error for an array of `asked` bytes that does not fit beside the others."""
+def out_of_device_memory(
+    device: str, asked: int, memory: tuple[int, int] | None
+) -> DeviceMemoryError:
+    """The error for an array of `asked` bytes; `memory` is what is free, and all, if known."""
+    state = "whose memory is full"
+    if memory:
+        state = f"where {memory[0]:,} of {memory[1]:,} bytes are free"
     return DeviceMemoryError(
-        f"an array of {asked:,} bytes does not fit on {device}, where {free:,} of {total:,} bytes "
-        "are free; use smaller batches, dtype='float32' or a smaller network, delete arrays that "
+        f"an array of {asked:,} bytes does not fit on {device}, {state}; use smaller batches, dtype='float32' or a smaller network, delete arrays that "
         "are no longer needed, end other programs on that device, or raise the limit of its "
         "memory pool"
     )

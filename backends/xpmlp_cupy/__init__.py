@@ -129,8 +129,7 @@ class CupyBackend(ReferenceBackend):
             try:
                 return make()
             except out_of_memory as error:
-                free, total = self.memory() or (0, 0)
-                raise out_of_device_memory(self.device, n_bytes, free, total) from error
+                raise out_of_device_memory(self.device, n_bytes, self.memory()) from error
 
     # --- Computation --------------------------------------------------------------------------
 

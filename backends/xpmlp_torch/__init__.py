@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, functions_of, host
-from xpmlp.errors import DeviceMemoryError
+from xpmlp.errors import out_of_device_memory
 from xpmlp.typing import RuleFunctions
 
 _ACCELERATORS = ("cuda", "xpu", "mps")  # AMD's GPUs are "cuda" to PyTorch
@@ -102,12 +102,8 @@ class TorchBackend(ReferenceBackend):
         except RuntimeError as error:
             if "memory" not in str(error) and "allocate" not in str(error):
                 raise
-            asked = math.prod(shape) * (8 if dtype == "float64" else 4)
-            free, total = self.memory() or (None, None)
-            raise DeviceMemoryError(
-                f"{self.device} has no memory for {asked} bytes: {free} of {total} bytes are free. "
-                "Take a smaller batch_size, fewer rows at a time, or float32"
-            ) from error
+            n_bytes = math.prod(shape) * getattr(self.torch, dtype).itemsize
+            raise out_of_device_memory(self.device, n_bytes, self.memory()) from error
 
     def owns(self, x: object) -> bool:
         return isinstance(x, self.torch.Tensor) and x.device == self.xp_device
