@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from xpmlp import rules
+from xpmlp.backends import exp_of_rows
 from xpmlp.errors import check_number
 from xpmlp.typing import Array, Backend, Rule
 
@@ -224,10 +225,7 @@ class Softmax(Activation):
     name = "softmax"
 
     def forward(self, backend: Backend, z: Array, a: Array, column: Array) -> None:
-        # Subtracting the row maximum changes nothing but keeps exp from overflowing.
-        backend.max_rows(z, column)
-        backend.elementwise(rules.exp_shifted)((a,), z, column)
-        backend.sum_rows(a, column)
+        exp_of_rows(backend, z, a, column, column)
         backend.elementwise(rules.divide)((a,), a, column)
 
     def backward(self, backend: Backend, z: Array, a: Array, d: Array, column: Array) -> None:

@@ -229,9 +229,7 @@ class ReferenceBackend(Backend):
         columns: tuple[Array, Array, Array],
     ) -> None:
         maximum, total, target_total = columns
-        self.max_rows(logits, maximum)
-        self.elementwise(rules.exp_shifted)((d,), logits, maximum)
-        self.sum_rows(d, total)
+        exp_of_rows(self, logits, d, maximum, total)
         self.sum_rows(y, target_total)
         self.elementwise(rules.categorical_log_loss_from_softmax)(
             (elements, d), d, logits, y, maximum, total, target_total
@@ -247,6 +245,17 @@ class ReferenceBackend(Backend):
 
     def _dtype(self, name: str) -> Any:
         return getattr(self.xp, name)
+
+
+def exp_of_rows(backend: Backend, z: Array, e: Array, maximum: Array, total: Array) -> None:
+    """The numerators and the denominator of softmax: ``e = exp(z - maximum)`` and its row sums.
+
+    Subtracting the row maximum changes no quotient but keeps exp from overflowing. `maximum` and
+    `total`, of shape ``(n, 1)``, may be one array, which then ends as the sums.
+    """
+    backend.max_rows(z, maximum)
+    backend.elementwise(rules.exp_shifted)((e,), z, maximum)
+    backend.sum_rows(e, total)
 
 
 def available_backends() -> dict[str, str]:

@@ -68,9 +68,9 @@ def out_of_device_memory(
     if memory:
         state = f"where {memory[0]:,} of {memory[1]:,} bytes are free"
     return DeviceMemoryError(
-        f"an array of {asked:,} bytes does not fit on {device}, {state}; use smaller batches, dtype='float32' or a smaller network, delete arrays that "
-        "are no longer needed, end other programs on that device, or raise the limit of its "
-        "memory pool"
+        f"an array of {asked:,} bytes does not fit on {device}, {state}; use smaller batches, "
+        "dtype='float32' or a smaller network, delete arrays that are no longer needed, end other "
+        "programs on that device, or raise the limit of its memory pool"
     )
 
 

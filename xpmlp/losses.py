@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from xpmlp import rules
+from xpmlp.backends import exp_of_rows
 from xpmlp.errors import check_number
 from xpmlp.typing import Array, Backend, Rule
 
@@ -287,9 +288,7 @@ class Focal(LogLoss):
             backend.elementwise(rule)(outs, prediction, y, gamma, eps)
         elif multiclass:
             maximum, total, h_total = columns
-            backend.max_rows(prediction, maximum)
-            backend.elementwise(rules.exp_shifted)((d,), prediction, maximum)
-            backend.sum_rows(d, total)
+            exp_of_rows(backend, prediction, d, maximum, total)
             backend.elementwise(rules.categorical_focal_from_softmax)(
                 outs, prediction, y, maximum, total, gamma
             )

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from xpmlp import rules
 from xpmlp.activations import ACTIVATIONS, Activation, Sigmoid
+from xpmlp.backends import exp_of_rows
 from xpmlp.callbacks import Callback
 from xpmlp.errors import warn_user
 from xpmlp.losses import LogLoss, Loss
@@ -92,9 +93,7 @@ class ClippedLogLoss(LogLoss):
             backend.elementwise(rules.clipped_binary_log_loss)(outs, prediction, y, eps)
             return
         maximum, total, _ = columns
-        backend.max_rows(prediction, maximum)
-        backend.elementwise(rules.exp_shifted)((d,), prediction, maximum)
-        backend.sum_rows(d, total)
+        exp_of_rows(backend, prediction, d, maximum, total)
         backend.elementwise(rules.clipped_categorical_log_loss)(outs, d, y, total, eps)
 
 
