@@ -153,19 +153,20 @@ for shape in [(), (1,), (5,), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 7,), *SHAPES_
         @case("total_squares", f"{shape}; {layout}")
         def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view) -> Any:
             values = view(normal(shape, dtype)).reshape(shape)
-            total = backend.total_squares(values, "float64")
+            total, narrow = np.empty((), "float64"), np.empty((), dtype)
+            backend.total_squares(values, total)
+            backend.total_squares(values, narrow)
             assert backend.read(total) == float(total)
-            narrow = backend.total_squares(values, dtype)
-            return np.asarray(total), np.asarray(narrow)
+            return total, narrow
 
 
 @case("total_squares", "edge values")
 def _(backend: Backend, dtype: str) -> Any:
     # float32 is squared in float64, where nothing overflows and no subnormal is lost.
-    return tuple(
-        np.asarray(backend.total_squares(np.array([x, 0.0], dtype), "float64"))
-        for x in edge_values(dtype)
-    )
+    outs = tuple(np.empty((), "float64") for _ in edge_values(dtype))
+    for out, x in zip(outs, edge_values(dtype), strict=True):
+        backend.total_squares(np.array([x, 0.0], dtype), out)
+    return outs
 
 
 for n, k, m in [(1, 1, 1), (1, 5, 3), (4, 1, 3), (4, 5, 1), (64, 33, 17), (130, 300, 65)]:
@@ -193,10 +194,15 @@ def _(backend: Backend, dtype: str) -> Any:
 
 
 @case("matmul", "leading axes")
-def _(backend: Backend, dtype: str) -> np.ndarray:
-    out = np.empty((3, 6, 4), dtype)
-    backend.matmul(normal((3, 6, 5), dtype, 1), normal((3, 5, 4), dtype, 2), out)
-    return out
+def _(backend: Backend, dtype: str) -> Any:
+    outs = []
+    for leading in ((3,), (2, 3)):
+        x, w = normal((*leading, 6, 5), dtype, 1), normal((*leading, 5, 4), dtype, 2)
+        d = normal((*leading, 6, 4), dtype, 3)
+        for a, b in [(x, w), (x.mT, d), (d, w.mT), (transposed(x), w)]:
+            outs.append(np.full((*leading, a.shape[-2], b.shape[-1]), np.nan, dtype))
+            backend.matmul(a, b, outs[-1])
+    return tuple(outs)
 
 
 @case("matmul", "infinity and NaN")

@@ -18,13 +18,14 @@ from rule_operands import RULES, all_arrays, as_called, assert_conforms, n_resul
 from xpmlp import Dense, Dropout, Network, NonFiniteLossError, fit, rules
 from xpmlp.backends import ReferenceBackend, available_backends
 from xpmlp.rng import Stream
+from xpmlp.testing import round_to_bfloat16
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'xpmlp[kernels]'")
 
 from cuda_shim.adapter import EmulatedBackend  # noqa: E402
 from cuda_shim.nvrtc import cubin, no_nvrtc  # noqa: E402
 from xpmlp_cupy import CupyBackend  # noqa: E402
-from xpmlp_cupy.kernels import OPTIONS  # noqa: E402
+from xpmlp_cupy.kernels import OPTIONS, RoundToBfloat16  # noqa: E402
 
 DTYPES = ("float32", "float64")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -84,6 +85,19 @@ def run_streams(backend):
     return [*drawn, buffer]
 
 
+# Every upper half of a float32, with lower halves on both sides of a tie.
+HALVES = np.meshgrid(np.arange(1 << 16), [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], indexing="ij")
+FLOATS = (HALVES[0] << 16 | HALVES[1]).astype("uint32").view("float32")
+
+
+def run_rounding(backend):
+    """bfloat16 in every layout, as float32."""
+    for x in (FLOATS, FLOATS.T, FLOATS[::3, ::2], FLOATS[:1, :1]):
+        out = np.full(x.shape, 7, "uint16")
+        RoundToBfloat16(backend.cupy)(x, out)
+        yield x, (out.astype("uint32") << 16).view("float32")
+
+
 def mixed(xp: Any, x: Any, y: Any, z: Any) -> Any:
     return x * y + 0.1 * z
 
@@ -118,6 +132,7 @@ def recorded():
     with backend.cupy.recording(), np.errstate(all="ignore"):
         run_streams(backend)
         run_mixed(backend)
+        list(run_rounding(backend))
         for dtype in DTYPES:
             run_dropout(backend, dtype)
             for primitive in PRIMITIVES:
@@ -175,6 +190,11 @@ def test_every_rule_is_numpys(backend, name, dtype):
 def test_uniforms_are_numpys_to_the_bit(backend):
     for got, expected in zip(run_streams(backend), run_streams(NUMPY_IN_ANY_LAYOUT), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_bfloat16_is_the_nearest_and_of_two_the_even_one(backend):
+    for x, rounded in run_rounding(backend):
+        assert_same(rounded, round_to_bfloat16(x))
 
 
 class NumpyInAnyLayout(type(NUMPY)):
@@ -254,7 +274,8 @@ def test_every_kernel_compiles(recorded, arch):
     if reason:
         pytest.skip(reason)
     names = {name for _, name in recorded.cupy.sources}
-    assert names >= {f"xpmlp_{name}" for name in (*RULES, "fill_uniform", "take_rows")}
+    assert names >= {f"xpmlp_{name}" for name in (*RULES, "fill_uniform", "take_rows",
+                                                   "round_to_bfloat16")}  # fmt: skip
     binary = cubin(recorded.cupy.sources, arch, OPTIONS)
     assert binary.startswith(b"\x7fELF")
     for _, name in recorded.cupy.sources:
@@ -268,6 +289,15 @@ def test_products_and_sums_are_rounded_one_by_one(recorded):
     mine = {key: n for key, n in recorded.cupy.sources.items() if key[1] == "xpmlp_momentum"}
     assert b"fma.rn" in cubin(mine, "compute_90", ())  # what the compiler would rather do
     assert b"fma.rn" not in cubin(mine, "compute_90", OPTIONS)
+
+
+def test_rounding_to_bfloat16_does_not_flush_subnormals(recorded):
+    reason = no_nvrtc()
+    if reason:
+        pytest.skip(reason)
+    mine = {k: n for k, n in recorded.cupy.sources.items() if k[1] == "xpmlp_round_to_bfloat16"}
+    assert mine
+    assert b".ftz" not in cubin(mine, "compute_90", OPTIONS)  # it computes with integers alone
 
 
 def test_errors_of_the_compiler_are_shown():

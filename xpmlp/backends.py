@@ -7,11 +7,13 @@ parties add theirs through the entry-point group ``xpmlp.backends``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, cast
+from math import isfinite
+from typing import Any, Self, cast
 
 import array_api_compat
 
@@ -31,6 +33,7 @@ from xpmlp.typing import (
     Kernel,
     Namespace,
     Operand,
+    Replay,
     Rule,
     RuleFunctions,
 )
@@ -112,6 +115,7 @@ class ReferenceBackend(Backend):
         DTypePolicy("float64", "float64", "float64"),
     )
     precisions: tuple[str, ...] = ("ieee",)
+    precision = "ieee"
 
     def __init__(self, xp: Namespace, device: str = "cpu", xp_device: Any = None) -> None:
         self.xp = xp
@@ -147,8 +151,16 @@ class ReferenceBackend(Backend):
     def accepts(cls, device: str) -> bool:
         return device == "cpu"
 
-    def with_precision(self, name: str) -> Backend:
-        return self
+    def with_precision(self, name: str) -> Self:
+        if name not in self._by_precision:
+            self._by_precision[name] = other = object.__new__(type(self))
+            # What an adapter keeps, such as kernels, serves every precision.
+            vars(other).update(vars(self), precision=name)
+        return self._by_precision[name]
+
+    @cached_property
+    def _by_precision(self) -> dict[str, Self]:
+        return {self.precision: self}
 
     def memory(self) -> tuple[int, int] | None:
         return None
@@ -188,6 +200,9 @@ class ReferenceBackend(Backend):
     def read(self, x: Array) -> float:
         return float(cast(Any, x))
 
+    def finite(self, x: Array) -> bool:
+        return isfinite(self.read(x))
+
     def copy(self, x: Array, out: Array) -> None:
         out[...] = self.xp.astype(x, out.dtype, copy=False)
 
@@ -213,12 +228,12 @@ class ReferenceBackend(Backend):
     def max_rows(self, x: Array, out: Array) -> None:
         out[...] = self.xp.max(x, axis=-1, keepdims=True)
 
-    def total(self, x: Array, dtype: str) -> Array:
-        return cast(Array, self.xp.sum(x, dtype=self._dtype(dtype)))
+    def total(self, x: Array, out: Array) -> None:
+        out[...] = self.xp.sum(x, dtype=out.dtype)
 
-    def total_squares(self, x: Array, dtype: str) -> Array:
-        wide = self.xp.astype(x, self._dtype(dtype), copy=False)
-        return cast(Array, self.xp.sum(wide * wide))
+    def total_squares(self, x: Array, out: Array) -> None:
+        wide = self.xp.astype(x, out.dtype, copy=False)
+        out[...] = self.xp.sum(wide * wide)
 
     def softmax_log_loss(
         self,
@@ -238,6 +253,14 @@ class ReferenceBackend(Backend):
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         self.copy(self.xp.take(x, indices, axis=0), out)
 
+    def recordable(self) -> Backend:
+        return self
+
+    def capture(
+        self, step: Callable[[int], None], n: int, n_steps: int, work: float
+    ) -> Replay | None:
+        return None
+
     def fill_uniform(self, out: Array, stream: Stream) -> None:
         drawn = host().empty(out.shape, "float32")
         host().fill_uniform(drawn, stream)
@@ -256,6 +279,13 @@ def exp_of_rows(backend: Backend, z: Array, e: Array, maximum: Array, total: Arr
     backend.max_rows(z, maximum)
     backend.elementwise(rules.exp_shifted)((e,), z, maximum)
     backend.sum_rows(e, total)
+
+
+def sum_of(backend: Backend, x: Array, dtype: str) -> float:
+    """The sum of all elements of `x`, accumulated in `dtype`; waits for the device."""
+    total = backend.empty((), dtype)
+    backend.total(x, total)
+    return backend.read(total)
 
 
 def available_backends() -> dict[str, str]:

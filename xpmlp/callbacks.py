@@ -32,7 +32,13 @@ class Callback:
         """Before the first step, when every argument has been checked."""
 
     def on_batch(self, run: Run) -> None:
-        """After each step. Reading ``run.batch_loss`` here waits for the device."""
+        """After each step. Reading ``run.batch_loss`` here waits for the device.
+
+        A callback that overrides this one keeps an adapter from doing many steps at once.
+        """
+
+    def on_progress(self, run: Run, n_rows: int) -> None:
+        """After one or more steps on `n_rows` rows in all."""
 
     def on_epoch(self, run: Run) -> None:
         """After each epoch, when its values are in ``run.history``."""
@@ -146,7 +152,9 @@ class GradientNorms(Callback):
 
     def on_epoch(self, run: Run) -> None:
         backend, dtype = run.network.backend, run.network.policy.accumulate
-        squares = [backend.total_squares(weight, dtype) for weight in run.gradient.weights]
+        squares = [backend.empty((), dtype) for _ in run.gradient.weights]
+        for weight, square in zip(run.gradient.weights, squares, strict=True):
+            backend.total_squares(weight, square)
         self.norms.append([math.sqrt(backend.read(square)) for square in squares])
         self.epochs.append(run.first_epoch + run.epoch + 1)
 
@@ -167,8 +175,8 @@ class ProgressBar(Callback):
             leave=True,
         )
 
-    def on_batch(self, run: Run) -> None:
-        self._bar.update(run.batch_rows)
+    def on_progress(self, run: Run, n_rows: int) -> None:
+        self._bar.update(n_rows)
 
     def on_epoch(self, run: Run) -> None:
         if not self._bar.disable:

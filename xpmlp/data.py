@@ -241,12 +241,16 @@ class Batches:
     def __len__(self) -> int:
         return (self.n_samples + self.n_rows - 1) // self.n_rows
 
-    def epoch(self, epoch: int) -> Iterator[Array]:
-        """The row numbers of each batch of an epoch."""
+    def order(self, epoch: int) -> Array:
+        """The row numbers of an epoch, batch after batch."""
         if self._drawn is None or (self._order and self._drawn[0] != epoch):
             rows = self._order(epoch) if self._order else host().xp.arange(self.n_samples)
             self._drawn = epoch, self.backend.from_host(rows)
-        order = self._drawn[1]
+        return self._drawn[1]
+
+    def epoch(self, epoch: int) -> Iterator[Array]:
+        """The row numbers of each batch of an epoch."""
+        order = self.order(epoch)
         for part in blocks(self.n_samples, self.n_rows):
             yield order[part]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpmlp import rules
+from xpmlp.backends import sum_of
 from xpmlp.network import Network
 from xpmlp.program import Objectives
 from xpmlp.step import Dataset
@@ -35,6 +36,7 @@ class FullBatch:
         self.n_rows = min(data.n_samples, max(64, _BLOCK_ELEMENTS // widest))
         self.part = backend.zeros((network.n_parameters,), policy.parameter)
         self.grad = backend.zeros((network.n_parameters,), policy.parameter)
+        self.squares = backend.empty((), policy.accumulate)
         self.objectives = Objectives(
             network,
             self.n_rows,
@@ -46,7 +48,7 @@ class FullBatch:
         )
         self.total_weight = float(data.n_samples)
         if data.weight is not None:
-            self.total_weight = backend.read(backend.total(data.weight, policy.accumulate))
+            self.total_weight = sum_of(backend, data.weight, policy.accumulate)
 
     def __call__(self, theta: Any) -> tuple[float, Any]:
         """The objective and its gradient at `theta`, a NumPy array of shape (n_parameters,)."""
@@ -63,8 +65,8 @@ class FullBatch:
         weights = network.parameters[: network.n_weights]
         grad_weights = self.grad[: network.n_weights]
         if self.alpha:
-            squares = backend.read(backend.total_squares(weights, network.policy.accumulate))
-            total += 0.5 * self.alpha * squares
+            backend.total_squares(weights, self.squares)
+            total += 0.5 * self.alpha * backend.read(self.squares)
             backend.elementwise(rules.add_l2_gradient)(
                 (grad_weights,), grad_weights, weights, self.alpha
             )

@@ -388,6 +388,7 @@ class MLP(Parameters, ABC):
                 self.clip_norm,
                 alpha_over_n=True,
                 state=self._optimizer_state,
+                n_steps=epochs * len(batches),
             )
             self._optimizer_state = step.state
             # scikit-learn computes no loss of the validation data, so none can end a run.

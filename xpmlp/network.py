@@ -83,8 +83,10 @@ class Network:
         and, on most GPUs, a small part of the time.
     precision : str, default "ieee"
         How the arithmetic is done. Every adapter computes by IEEE 754 in `dtype`; what else it
-        offers is in its ``precisions``: with ``"tf32"``, on NVIDIA's GPUs from Ampere on, float32
-        products round their operands to 11 significant bits, which is faster.
+        offers is in its ``precisions``. With ``"tf32"`` and ``"bfloat16"`` matrix products of
+        float32 round their operands, to 11 and to 8 significant bits, and are faster on NVIDIA's
+        GPUs from Ampere on. Sums, parameters and all else stay float32; float64 stays as it is.
+        PyTorch's adapter offers ``"bfloat16"`` on every device, for trying it out.
     seed : int, optional
         Of initial weights, shuffles and dropout masks. None draws a fresh one.
     parameters : array-like of shape (n_parameters,), optional
@@ -406,11 +408,13 @@ class Network:
         )
 
 
-def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
-    """A network with the given parameters, which may be non-finite.
+def offered(precision: str, backend: Backend) -> str:
+    """The precision, or where the device does not offer it IEEE arithmetic, which is stricter."""
+    return precision if precision in backend.precisions else "ieee"
 
-    A precision that the device does not offer gives way to IEEE arithmetic, the stricter one.
-    """
+
+def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
+    """A network with the given parameters, which may be non-finite."""
     n_features, layers, dtype, precision, seed = built
     with backend.context():
         network = Network(
@@ -418,7 +422,7 @@ def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Net
             layers,
             backend=backend,
             dtype=dtype,
-            precision=precision if precision in backend.precisions else "ieee",
+            precision=offered(precision, backend),
             seed=seed,
             parameters=backend.zeros(parameters.shape, dtype),
         )

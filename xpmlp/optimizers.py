@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from xpmlp.typing import Array, Backend, Rule
 
 # A momentum whose gradient stays zero decays into denormal numbers, on which a CPU is slower by
 # an order of magnitude. Every so many steps they become zero.
-_FLUSH_EVERY = 64
+FLUSH_EVERY = 64
 
 
 @dataclass
@@ -157,21 +157,45 @@ class Optimizer:
                     f"state must be of a theta of shape {tuple(theta.shape)} and dtype "
                     f"{dtype_name(theta)}, got {tuple(slot.shape)} and {dtype_name(slot)}"
                 )
-        rate = self.rate(state.step)
+        numbers = self.advance(state)
         with state.backend.context():
-            self._update(rate, theta, grad, state)
+            self.apply(state.backend, theta, grad, state, numbers)
+            self.flush(state.backend, state)
 
-    def _update(self, rate: float, theta: Array, grad: Array, state: OptimizerState) -> None:
+    def advance(self, state: OptimizerState) -> tuple[float, ...]:
+        """Count one more step; the numbers of it that :meth:`apply` takes."""
+        rate = self.rate(state.step)
         state.step += 1
-        elementwise = state.backend.elementwise
+        decay = (1.0 - rate * self.weight_decay,) if self.weight_decay else ()
+        return (*decay, *self.numbers(rate, state))
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers :meth:`advance` returns."""
+        example = OptimizerState(1, {}, host(), 0)
+        return bool(self.weight_decay) + len(self.numbers(0.0, example))
+
+    def apply(
+        self,
+        backend: Backend,
+        theta: Array,
+        grad: Array,
+        state: OptimizerState,
+        numbers: Sequence[Any],
+    ) -> None:
+        """The arithmetic of one step, by numbers or by 0-d arrays that hold them."""
         if self.weight_decay:
+            factor, *numbers = numbers
             decayed = theta[: state.n_decayed]
-            elementwise(rules.multiply)((decayed,), decayed, 1.0 - rate * self.weight_decay)
+            backend.elementwise(rules.multiply)((decayed,), decayed, factor)
         slots = tuple(state.slots.values())
-        elementwise(self.rule())((theta, *slots), theta, grad, *slots, *self.numbers(rate, state))
-        if state.step % _FLUSH_EVERY == 0:
-            for slot in slots:
-                elementwise(rules.flush)((slot,), slot, state.tiny)
+        backend.elementwise(self.rule())((theta, *slots), theta, grad, *slots, *numbers)
+
+    def flush(self, backend: Backend, state: OptimizerState) -> None:
+        """Every so many steps, set remembered values below the smallest normal number to zero."""
+        if state.step % FLUSH_EVERY == 0:
+            for slot in state.slots.values():
+                backend.elementwise(rules.flush)((slot,), slot, state.tiny)
 
     def over(self, n_steps: int) -> Optimizer:
         """The same optimizer, its schedule spread over `n_steps` updates if it has no length."""

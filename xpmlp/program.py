@@ -97,7 +97,7 @@ class Program:
             if isinstance(layer, Dense):
                 activation = Identity() if fuse and index == last else layer.activation
                 stage = DenseStage(
-                    network.backend,
+                    arena.backend,
                     activation,
                     x,
                     (weights[dense], biases[dense]),
@@ -108,7 +108,7 @@ class Program:
                 dense += 1
             elif training:
                 stage = DropoutStage(
-                    network.backend, layer.rate, network.seed, index, x, arena.allocate
+                    arena.backend, layer.rate, network.seed, index, x, arena.allocate
                 )
             else:
                 continue
@@ -174,7 +174,7 @@ class Objective:
         weighted: bool = False,
         input_gradient: bool = False,
     ) -> None:
-        self.backend = backend = network.backend
+        self.backend = backend = arena.backend
         self.loss = loss
         self.alpha, self.l1, self.mean = float(alpha), float(l1), mean
         self.policy = network.policy
@@ -198,11 +198,14 @@ class Objective:
         if weighted:
             self.weight = arena.allocate(1)
             self.total_weight = backend.empty((), self.policy.compute)
+            self.wide_weight = backend.empty((), self.policy.accumulate)
         self.alpha_over_weight = alpha_over_n and weighted and self.alpha != 0
         # The factor of the L2 penalty: a number, or one for each batch, on the device.
         self.l2: Any = self.alpha / arena.n_rows if alpha_over_n else self.alpha
+        self.wide_l2: Any = self.l2
         if self.alpha_over_weight:
             self.l2 = backend.empty((), self.policy.parameter)
+            self.wide_l2 = backend.empty((), self.policy.accumulate)
         self.classes: Array | None = None
         if labels:
             self.classes = backend.empty((k,), self.policy.compute)
@@ -212,9 +215,11 @@ class Objective:
             self.grad_weights = grad[: network.n_weights]
         if self.l1:
             self.magnitudes = backend.empty(self.weights.shape, self.policy.parameter)
+        self.value = backend.empty((), self.policy.accumulate)
+        self.penalty = backend.empty((), self.policy.accumulate)
 
-    def forward(self, epoch: int = 0, batch: int = 0) -> Any:
-        """The objective of the batch, a 0-d array on the device."""
+    def forward(self, epoch: int = 0, batch: int = 0) -> Array:
+        """The objective of the batch: ``value``, a 0-d array on the device."""
         backend, program, loss = self.backend, self.program, self.loss
         program.forward(epoch, batch)
         if self.classes is not None:
@@ -225,13 +230,15 @@ class Objective:
             backend, self.activation, program.output, self.target, self.elements, self.d,
             self.columns,
         )  # fmt: skip
-        value = self._average()
+        self._average()
+        value, penalty = self.value, self.penalty
         if self.alpha:
-            squares = backend.total_squares(self.weights, self.policy.accumulate)
-            value = value + squares * (0.5 * self.l2)
+            backend.total_squares(self.weights, penalty)
+            backend.elementwise(rules.add_l2)((value,), value, penalty, self.wide_l2)
         if self.l1:
             backend.elementwise(rules.magnitude)((self.magnitudes,), self.weights)
-            value = value + backend.total(self.magnitudes, self.policy.accumulate) * self.l1
+            backend.total(self.magnitudes, penalty)
+            backend.elementwise(rules.add_l1)((value,), value, penalty, self.l1)
         return value
 
     def backward(self) -> None:
@@ -243,38 +250,48 @@ class Objective:
         if self.l1:
             elementwise(rules.add_l1_gradient)((grad,), grad, weights, self.l1)
 
-    def _average(self) -> Any:
+    def _average(self) -> None:
         """Weight the loss of each element and its derivative, and add up the loss."""
-        backend, d, elements = self.backend, self.d, self.elements
+        backend, d, elements, value = self.backend, self.d, self.elements, self.value
         multiply = backend.elementwise(rules.multiply)
         if self.weight is None:
-            share = 1.0 / self.n_rows if self.mean else 1.0
+            backend.total(elements, value)
             if self.mean:
-                multiply((d,), d, share)
-            return backend.total(elements, self.policy.accumulate) * share
+                multiply((d,), d, 1.0 / self.n_rows)
+                multiply((value,), value, 1.0 / self.n_rows)
+            return
         if self.mean:
-            backend.copy(backend.total(self.weight, self.policy.accumulate), self.total_weight)
+            backend.total(self.weight, self.wide_weight)
+            backend.copy(self.wide_weight, self.total_weight)
             shares = backend.elementwise(rules.weight_share)
             shares((self.weight,), self.weight, self.total_weight)
             if self.alpha_over_weight:
-                shares((self.l2,), self.alpha, self.total_weight)
+                shares((self.wide_l2,), self.alpha, self.wide_weight)
+                backend.copy(self.wide_l2, self.l2)
         multiply((elements,), elements, self.weight)
         multiply((d,), d, self.weight)
-        return backend.total(elements, self.policy.accumulate)
+        backend.total(elements, value)
 
 
 class Objectives:
     """Objectives for batches of at most n rows, in one set of buffers made at first use.
 
-    The arguments are those of :class:`Objective`.
+    The arguments are those of :class:`Objective`; `backend` stands in for the network's.
     """
 
     def __init__(
-        self, network: Network, n_rows: int, loss: Loss, grad: Array | None = None, **options: Any
+        self,
+        network: Network,
+        n_rows: int,
+        loss: Loss,
+        grad: Array | None = None,
+        *,
+        backend: Backend | None = None,
+        **options: Any,
     ) -> None:
         self._n_rows = n_rows
         self._arguments = (network, loss, grad, options)
-        self._arena = Arena(network.backend, n_rows, network.policy.compute)
+        self._arena = Arena(backend or network.backend, n_rows, network.policy.compute)
         self._made: dict[int, Objective] = {}
 
     def __getitem__(self, n_rows: int) -> Objective:

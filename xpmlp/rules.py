@@ -316,8 +316,16 @@ def affine(xp: X, x: V, slope: V, offset: V) -> V:
 # --- Penalties and clipping -------------------------------------------------------------------
 
 
+def add_l2(xp: X, x: V, squares: V, alpha: V) -> V:
+    return x + 0.5 * alpha * squares
+
+
 def add_l2_gradient(xp: X, g: V, w: V, alpha: V) -> V:
     return g + alpha * w
+
+
+def add_l1(xp: X, x: V, total: V, l1: V) -> V:
+    return x + l1 * total
 
 
 def add_l1_gradient(xp: X, g: V, w: V, l1: V) -> V:
@@ -328,8 +336,12 @@ def magnitude(xp: X, x: V) -> V:
     return xp.abs(x)
 
 
+def where_finite(xp: X, x: V, y: V) -> V:
+    # The difference is NaN for NaN and for infinity.
+    return xp.where(y - y == 0.0, x, 0.0)
+
+
 def gate(xp: X, g: V, alive: V) -> V:
-    # NaN is not greater than zero either.
     return xp.where(alive > 0.0, g, 0.0)
 
 

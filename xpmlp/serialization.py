@@ -23,7 +23,7 @@ from xpmlp.errors import ModelFileError
 from xpmlp.initializers import INITIALIZERS
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.names import build, describe
-from xpmlp.network import Network
+from xpmlp.network import Network, offered
 
 FORMAT = 1
 
@@ -45,6 +45,8 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> Network:
     """The network of a file that :func:`save`, or the command line, wrote.
+
+    A precision that the device does not offer gives way to IEEE arithmetic.
 
     Parameters
     ----------
@@ -97,6 +99,7 @@ def write_model(
         "n_features": network.n_features,
         "layers": [_describe_layer(layer) for layer in network.layers],
         "dtype": network.dtype,
+        "precision": network.precision,
         "seed": network.seed,
         **description,
     }
@@ -145,7 +148,13 @@ def read_model(
         if not np.isfinite(parameters).all():
             raise ModelFileError(f"{path} holds NaN or infinite parameters")
         network = Network(
-            n_features, layers, backend=backend, dtype=dtype, seed=seed, parameters=parameters
+            n_features,
+            layers,
+            backend=backend,
+            dtype=dtype,
+            precision=offered(description.get("precision", "ieee"), backend),
+            seed=seed,
+            parameters=parameters,
         )
     except ModelFileError:
         raise

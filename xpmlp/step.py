@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from xpmlp import rules
+from xpmlp.backends import host, sum_of
 from xpmlp.data import as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
-from xpmlp.optimizers import Optimizer, OptimizerState
+from xpmlp.optimizers import FLUSH_EVERY, Optimizer, OptimizerState
 from xpmlp.program import Objective, Objectives
-from xpmlp.typing import Array
+from xpmlp.typing import Array, Replay
 
+# Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
+_CHUNK_WORK = 1e10
 # Rows evaluated at a time on validation data.
 _EVALUATE_ROWS = 1024
 
@@ -79,10 +83,20 @@ class Dataset:
         backend, accumulate = self._network.backend, self._network.policy.accumulate
         total = backend.zeros((), accumulate)
         for objective in self.sweep(self._objectives, self._rows):
-            total = total + objective.forward()
+            backend.elementwise(rules.add)((total,), total, objective.forward())
         if self.weight is None:
             return backend.read(total) / self.n_samples
-        return backend.read(total) / backend.read(backend.total(self.weight, accumulate))
+        return backend.read(total) / sum_of(backend, self.weight, accumulate)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """Captured steps on batches of one size, and where their inputs and outputs stand."""
+
+    replay: Replay
+    rows: Array
+    numbers: Array
+    values: Array
 
 
 class TrainingStep:
@@ -101,6 +115,8 @@ class TrainingStep:
         See :class:`xpmlp.program.Objective`.
     state : OptimizerState, optional
         To go on from; default: a fresh one.
+    n_steps : int, default 0
+        How many are to come: an adapter may capture them if they are many.
     """
 
     def __init__(
@@ -116,13 +132,18 @@ class TrainingStep:
         *,
         alpha_over_n: bool = False,
         state: OptimizerState | None = None,
+        n_steps: int = 0,
     ) -> None:
         self.network, self.optimizer, self.data = network, optimizer, data
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        backend, policy = network.backend, network.policy
+        self.clip_norm, self.clip_value, self.n_steps = clip_norm, clip_value, n_steps
+        self.backend = backend = network.backend.recordable()
+        policy = network.policy
         self.grad = backend.zeros((network.n_parameters,), policy.parameter)
+        self.squares = backend.empty((), policy.accumulate)
         self.factor = backend.empty((), policy.parameter)
-        self.alive: Array | None = None
+        self.alive = backend.zeros((), policy.accumulate)
+        self.alive[...] = 1.0
+        self.gate = backend.empty((), policy.parameter)
         self.state = state or optimizer.init(network.parameters, network.n_weights, backend)
         self.objectives = Objectives(
             network,
@@ -134,41 +155,113 @@ class TrainingStep:
             l1=l1,
             labels=data.labels,
             weighted=data.weight is not None,
+            backend=backend,
         )
+        self._captured: dict[int, _Captured | None] = {}
 
-    def forward(self, indices: Array, epoch: int, batch: int) -> Any:
+    def forward(self, indices: Array, epoch: int, batch: int) -> Array:
         """The objective of a batch, a 0-d array on the device."""
         self.objective = self.objectives[indices.shape[0]]
         self.data.stage(indices, self.objective)
         return self.objective.forward(epoch, batch)
 
-    def guard(self, value: Array) -> None:
-        """Take no more gradients from the first non-finite objective on, without reading it."""
-        backend = self.network.backend
-        if self.alive is None:
-            self.alive = backend.zeros((1,), self.network.policy.parameter) + 1.0
-        finite = rules.gate(backend.functions, self.alive, value - value + 1.0)
-        backend.copy(finite, self.alive)
-
     def total_of_parameters(self) -> float:
         """The sum of all parameters, which is finite if all of them are."""
-        backend = self.network.backend
-        return backend.read(backend.total(self.network.parameters, self.network.policy.accumulate))
+        network = self.network
+        return sum_of(network.backend, network.parameters, network.policy.accumulate)
 
     def backward(self) -> None:
         """The gradient of that objective, and the update of the parameters."""
-        backend, grad = self.network.backend, self.grad
+        self._backward(self.optimizer.advance(self.state))
+        self.optimizer.flush(self.backend, self.state)
+
+    def _backward(self, numbers: Sequence[Any]) -> None:
+        backend, grad = self.backend, self.grad
         self.objective.backward()
-        if self.alive is not None:
-            backend.elementwise(rules.gate)((grad,), grad, self.alive)
+        if not backend.immediate:
+            # No gradient counts from the first non-finite objective on, which nobody has read yet.
+            value = self.objective.value
+            backend.elementwise(rules.where_finite)((self.alive,), self.alive, value)
+            backend.copy(self.alive, self.gate)
+            backend.elementwise(rules.gate)((grad,), grad, self.gate)
         if self.clip_value is not None:
             backend.elementwise(rules.clip)((grad,), grad, float(self.clip_value))
         if self.clip_norm is not None:
-            squares = backend.total_squares(grad, self.network.policy.accumulate)
-            factor = rules.clip_norm_factor(backend.functions, squares, float(self.clip_norm))
-            backend.copy(factor, self.factor)
+            backend.total_squares(grad, self.squares)
+            limit = float(self.clip_norm)
+            backend.elementwise(rules.clip_norm_factor)((self.squares,), self.squares, limit)
+            backend.copy(self.squares, self.factor)
             backend.elementwise(rules.multiply)((grad,), grad, self.factor)
-        self.optimizer.update(self.network.parameters, grad, self.state)
+        self.optimizer.apply(backend, self.network.parameters, grad, self.state, numbers)
+
+    def replay(self, indices: Array, n_rows: int, epoch: int, batch: int, losses: Array) -> int:
+        """Some steps in one call, where the adapter has captured them.
+
+        Parameters
+        ----------
+        indices : array of shape (n_samples,)
+            Rows of consecutive batches of `n_rows`; the first ones are taken.
+        n_rows, epoch, batch : int
+            `batch` is the number of the first one.
+        losses : array of shape (n_batches,)
+            Receives the objectives.
+
+        Returns
+        -------
+        int
+            How many steps were done: 0 if none can be, or the first objective is not finite. An
+            objective that is not finite ends them before its update.
+        """
+        if n_rows not in self._captured:
+            self._captured[n_rows] = self._capture(n_rows)
+        captured = self._captured[n_rows]
+        if captured is None:
+            return 0
+        state, optimizer, backend = self.state, self.optimizer, self.network.backend
+        room = FLUSH_EVERY - state.step % FLUSH_EVERY
+        n = min(indices.shape[0] // n_rows, captured.values.shape[0], room)
+        before = state.step, state.mu_product
+        numbers = host().xp.asarray([optimizer.advance(state) for _ in range(n)])
+        backend.copy(backend.from_host(numbers), captured.numbers[:n, :])
+        backend.copy(indices[: n * n_rows], captured.rows[: n * n_rows])
+        done = captured.replay(n, epoch, batch)
+        backend.copy(captured.values[:n], losses[batch : batch + n])
+        if done < n:
+            state.step, state.mu_product = before
+            for _ in range(done):
+                optimizer.advance(state)
+        optimizer.flush(backend, state)
+        return done
+
+    def _capture(self, n_rows: int) -> _Captured | None:
+        """Steps on batches of `n_rows`, as many as one call may do."""
+        backend, policy = self.network.backend, self.network.policy
+        if self.backend is backend or not self._made_of_primitives():
+            return None
+        work = 6.0 * n_rows * self.network.n_weights
+        n = max(1, min(FLUSH_EVERY, int(_CHUNK_WORK / work)))
+        n_numbers = self.optimizer.n_numbers
+        rows = backend.zeros((n * n_rows,), "int64")
+        numbers = backend.empty((n, n_numbers), policy.parameter)
+        values = backend.empty((n,), policy.accumulate)
+        self.objective = self.objectives[n_rows]  # its buffers are made outside of a step
+
+        def step(i: int) -> None:
+            value = self.forward(rows[i * n_rows : (i + 1) * n_rows], 0, i)
+            self.backend.copy(value, values[i, ...])
+            if not backend.immediate or self.backend.finite(value):
+                self._backward([numbers[i, j, ...] for j in range(n_numbers)])
+
+        replay = self.backend.capture(step, n, self.n_steps, work)
+        return None if replay is None else _Captured(replay, rows, numbers, values)
+
+    def _made_of_primitives(self) -> bool:
+        """Whether all of a step is the library's own, which calls nothing but primitives."""
+        methods = [type(self.data.chosen_loss).encode, type(self.data.chosen_loss).evaluate]
+        methods += [type(self.data.chosen_loss).smooth, type(self.optimizer).apply]
+        for layer in self.network.dense:
+            methods += [type(layer.activation).forward, type(layer.activation).backward]
+        return all(method.__module__.startswith("xpmlp.") for method in methods)
 
     def first_non_finite(self) -> str:
         """Where NaN or infinity first appears in the newest forward pass, in words."""

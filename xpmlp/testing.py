@@ -18,10 +18,12 @@ from typing import Any
 from xpmlp import rules
 from xpmlp.activations import Activation
 from xpmlp.backends import ReferenceBackend, available_backends, backend_class, get_backend, host
-from xpmlp.layers import Dense
-from xpmlp.losses import Loss
+from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.losses import LogLoss, Loss
 from xpmlp.network import Network
+from xpmlp.optimizers import Adam
 from xpmlp.rng import Stream, stream
+from xpmlp.step import Dataset, TrainingStep
 from xpmlp.typing import Array, Backend, Rule
 
 # How far one primitive may be from its definition in float64, relative to the largest value.
@@ -218,6 +220,7 @@ def check_backend(backend: Backend, rules: Iterable[Rule] = ()) -> dict[str, flo
             check_sums(backend, dtype, policy.accumulate)
             for rule in [*library_rules(), *rules]:
                 _check_rule(backend, dtype, rule)
+            check_capture(backend, dtype)
         check_uniforms(backend)
     return found
 
@@ -258,41 +261,57 @@ def _primitive(check: _Check) -> _Check:
 @_primitive
 def _check_matmul(backend: Backend, dtype: str) -> float:
     worst = 0.0
-    for n, k, m in ((1, 1, 1), (3, 5, 4), (64, 33, 17)):
-        a, b = _normal((n, k), dtype), _normal((k, m), dtype, 1)
-        expected = a.astype("float64") @ b.astype("float64")
+    for shape in ((1, 1, 1), (3, 5, 4), (64, 33, 17), (2, 3, 5, 4), (2, 3, 4, 1, 6)):
+        *leading, n, k, m = shape
+        a, b = _normal((*leading, n, k), dtype), _normal((*leading, k, m), dtype, 1)
         on = {"a": backend.from_host(a), "b": backend.from_host(b)}
-        turned = {"a": backend.from_host(a.T.copy()).mT, "b": backend.from_host(b.T.copy()).mT}
-        for left, right, kind in (
-            (on["a"], on["b"], "a @ b"),
-            (turned["a"], on["b"], "a.T.mT @ b"),
-            (on["a"], turned["b"], "a @ b.T.mT"),
-            (turned["a"], turned["b"], "a.T.mT @ b.T.mT"),
-        ):
-            out = _out(backend, (n, m), dtype)
-            backend.matmul(left, right, out)
-            what = f"matmul {kind} of {(n, k)} and {(k, m)}"
-            worst = max(worst, _check(backend, what, out, expected, dtype))
+        turned = {"a": backend.from_host(a.mT.copy()).mT, "b": backend.from_host(b.mT.copy()).mT}
+        for precision in ("ieee", "bfloat16"):  # how TF32 rounds is the hardware's business
+            if precision not in backend.precisions:
+                continue
+            if precision == "bfloat16" and dtype == "float32":
+                a, b = round_to_bfloat16(a), round_to_bfloat16(b)
+            expected = a.astype("float64") @ b.astype("float64")
+            for left, right, kind in (
+                (on["a"], on["b"], "a @ b"),
+                (turned["a"], on["b"], "a.mT.mT @ b"),
+                (on["a"], turned["b"], "a @ b.mT.mT"),
+                (turned["a"], turned["b"], "a.mT.mT @ b.mT.mT"),
+            ):
+                out = _out(backend, (*leading, n, m), dtype)
+                backend.with_precision(precision).matmul(left, right, out)
+                what = f"matmul {kind} of {a.shape} and {b.shape} in {precision}"
+                worst = max(worst, _check(backend, what, out, expected, dtype))
     return worst
 
 
-def _reduction(name: str, shape: Callable[[int, int], tuple[int, ...]], of: Any) -> None:
+def round_to_bfloat16(x: Any) -> Any:
+    """The NumPy array `x` of float32 rounded to 8 significant bits, ties to even."""
+    xp = host().xp
+    with host().context():
+        wide = x.astype("float64")
+        # The distance of neighbours; that of subnormals is the same for all.
+        step = 2.0 ** (xp.maximum(xp.frexp(wide)[1], -125) - 8.0)
+        return (xp.rint(wide / step) * step).astype("float32")
+
+
+def _reduction(name: str, of: Any) -> None:
     def check(backend: Backend, dtype: str) -> float:
         worst = 0.0
-        for n, d in ((1, 1), (1, 7), (9, 1), (200, 31)):
-            x = _normal((n, d), dtype)
-            out = _out(backend, shape(n, d), dtype)
+        for shape in ((1, 1), (1, 7), (9, 1), (200, 31), (3, 9, 5), (2, 1, 4, 3)):
+            x = _normal(shape, dtype)
+            expected = of(x.astype("float64"))
+            out = _out(backend, expected.shape, dtype)
             getattr(backend, name)(backend.from_host(x), out)
-            expected = of(x.astype("float64")).reshape(shape(n, d))
-            worst = max(worst, _check(backend, f"{name} of {(n, d)}", out, expected, dtype))
+            worst = max(worst, _check(backend, f"{name} of {shape}", out, expected, dtype))
         return worst
 
     _PRIMITIVES[name] = check
 
 
-_reduction("sum_columns", lambda n, d: (d,), lambda x: x.sum(axis=0))
-_reduction("sum_rows", lambda n, d: (n, 1), lambda x: x.sum(axis=1))
-_reduction("max_rows", lambda n, d: (n, 1), lambda x: x.max(axis=1))
+_reduction("sum_columns", lambda x: x.sum(axis=-2))
+_reduction("sum_rows", lambda x: x.sum(axis=-1, keepdims=True))
+_reduction("max_rows", lambda x: x.max(axis=-1, keepdims=True))
 
 
 @_primitive
@@ -340,6 +359,42 @@ def _check_softmax_log_loss(backend: Backend, dtype: str) -> float:
     return worst
 
 
+def check_capture(backend: Backend, dtype: str) -> None:
+    """Check that steps which an adapter has captured are the steps run one primitive at a time.
+
+    Raises
+    ------
+    AssertionError
+        If a parameter or a loss differs by more than rounding.
+    """
+    xp = host().xp
+    X, y, weight = _normal((30, 6), dtype), xp.arange(30) % 3, 0.5 + abs(_normal((30,), dtype))
+    layers: list[Layer] = [Dense(40, "tanh"), Dropout(0.3), Dense(5, "relu"), Dense(3, "softmax")]
+    ends = []
+    for captures in (False, True):
+        network = Network(6, layers, backend=backend, dtype=dtype)
+        data = Dataset(network, X, y, weight, LogLoss())
+        # So many steps to come that capturing them pays.
+        step = TrainingStep(network, Adam(), 4, data, 0.1, 0.01, 0.5, n_steps=10**9)
+        losses = backend.zeros((24,), network.policy.accumulate)
+        for epoch in range(3):
+            order = backend.from_host((xp.arange(30) * 7 + epoch) % 30)
+            batch = 0
+            while batch < 8:
+                n_rows = 4 if batch < 7 else 2
+                rows, done = order[4 * batch :], 0
+                if captures:
+                    done = step.replay(rows, n_rows, epoch, batch, losses[8 * epoch :])
+                if not done:
+                    losses[8 * epoch + batch] = step.forward(rows[:n_rows], epoch, batch)
+                    step.backward()
+                batch += done or 1
+        ends.append([backend.to_host(x).copy() for x in (losses, network.parameters)])
+    for name, one, other in zip(("the losses", "the parameters"), *ends, strict=True):
+        tolerance = 1e3 * TOLERANCES[dtype]  # rounding grows from step to step
+        assert_close(other, one, tolerance, f"{backend!r}, {dtype}, {name} of captured steps")
+
+
 def check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
     """Check that sums of `dtype` keep the digits that `accumulate` promises.
 
@@ -353,7 +408,9 @@ def check_sums(backend: Backend, dtype: str, accumulate: str) -> None:
         x = host().xp.full(shape, 0.1, dtype=dtype)
         exact = float(x.flat[0])
         for name, expected in (("total", x.size * exact), ("total_squares", x.size * exact**2)):
-            value = backend.read(getattr(backend, name)(backend.from_host(x), accumulate))
+            out = backend.empty((), accumulate)
+            getattr(backend, name)(backend.from_host(x), out)
+            value = backend.read(out)
             if not abs(value / expected - 1.0) <= allowed:
                 raise AssertionError(
                     f"{backend!r}, {dtype}, {name} of {shape} accumulated in {accumulate}: got "
@@ -368,7 +425,8 @@ def _check_rule(backend: Backend, dtype: str, rule: Rule) -> None:
     """
     n = len(inspect.signature(rule).parameters) - 1
     edges = [0.0, -0.0, 1.0, -1.0, 1e3, -1e3, math.inf, -math.inf, math.nan, 1e-3, -2.5, 0.5]
-    for shape, signed in (((3, 4), False), ((3, 4), True), ((150, 250), False)):
+    shapes = ((3, 4), False), ((3, 4), True), ((2, 3, 4), False), ((150, 250), False)
+    for shape, signed in shapes:
         arrays = [0.25 + abs(_normal(shape, dtype, i)) / 4.0 for i in range(n)]
         if signed:
             turned = [edges[i:] + edges[:i] for i in range(n)]

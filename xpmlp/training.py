@@ -162,8 +162,9 @@ def fit(
 
     with network.backend.context():
         step = TrainingStep(
-            network, chosen_optimizer, n_rows, data, alpha, l1, clip_norm, clip_value
-        )
+            network, chosen_optimizer, n_rows, data, alpha, l1, clip_norm, clip_value,
+            n_steps=n_steps,
+        )  # fmt: skip
         n = data.n_samples
         # The order within a batch does not matter, so a single one is not shuffled.
         order = shuffled(network.seed, n) if shuffle and n_rows < n else None
@@ -260,20 +261,27 @@ class Run:
                     ends.callback(callback.on_end, self)
 
     def _train_epoch(self, callbacks: list[Callback]) -> None:
-        rows = []
-        for batch, indices in enumerate(self._batches.epoch(self.epoch)):
-            self.batch, self.batch_rows = batch, indices.shape[0]
-            rows.append(self.batch_rows)
-            self._losses[batch] = self._step.forward(indices, self._address, batch)
-            if not self.network.backend.immediate:
-                self._step.guard(self._losses[batch])
-            elif not math.isfinite(self.batch_loss):
-                self._fail(batch, self.batch_loss)
-            self._step.backward()
+        step, most = self._step, self._batches.n_rows
+        order = self._batches.order(self.epoch)
+        singly = any(type(callback).on_batch is not Callback.on_batch for callback in callbacks)
+        rows: list[int] = []
+        while len(rows) < self.n_batches and not self.history.stopped:
+            self.batch = len(rows)
+            indices = order[self.batch * most :]
+            self.batch_rows = n_rows = min(most, indices.shape[0])
+            address = self._address, self.batch
+            done = 0 if singly else step.replay(indices, n_rows, *address, self._losses)
+            if not done:
+                self._losses[self.batch] = step.forward(indices[:n_rows], *address)
+                if self.network.backend.immediate and not math.isfinite(self.batch_loss):
+                    self._fail(self.batch, self.batch_loss)
+                step.backward()
+                done = 1
+                for callback in callbacks:
+                    callback.on_batch(self)
+            rows += [n_rows] * done
             for callback in callbacks:
-                callback.on_batch(self)
-            if self.history.stopped:
-                break
+                callback.on_progress(self, n_rows * done)
         losses = self.network.backend.to_host(self._losses).tolist()[: len(rows)]
         for batch, value in enumerate(losses):
             if not math.isfinite(value):  # on a device whose results come later

@@ -198,11 +198,14 @@ class Backend(Protocol):
     def max_rows(self, x: Array, out: Array) -> None:
         """Maximum of each row: `x` of shape ``(n, d)`` into `out` of shape ``(n, 1)``."""
 
-    def total(self, x: Array, dtype: str) -> Array:
-        """Sum of all elements, accumulated in `dtype`, as a 0-d array."""
+    def total(self, x: Array, out: Array) -> None:
+        """Sum of all elements, accumulated in the dtype of `out`, which is 0-d."""
 
-    def total_squares(self, x: Array, dtype: str) -> Array:
-        """Sum of the squares of all elements, accumulated in `dtype`, as a 0-d array."""
+    def total_squares(self, x: Array, out: Array) -> None:
+        """Sum of the squares of all elements, accumulated in the dtype of `out`, which is 0-d."""
+
+    def finite(self, x: Array) -> bool:
+        """Whether the element of an array of size one is finite; waits for the device."""
 
     def softmax_log_loss(
         self,
@@ -225,6 +228,40 @@ class Backend(Protocol):
 
     def fill_uniform(self, out: Array, stream: Stream) -> None:
         """Fill the float32 array `out` with the uniforms in [0, 1) of an addressed stream."""
+
+    # Many steps at once.
+    def recordable(self) -> Backend:
+        """An adapter that computes the same, and that :meth:`capture` can write down."""
+
+    def capture(
+        self, step: Callable[[int], None], n: int, n_steps: int, work: float
+    ) -> Replay | None:
+        """`n` consecutive steps as one call, or None where that cannot be done or does not pay.
+
+        ``step(i)`` does the work of step i by primitives of :meth:`recordable` alone. Steps differ
+        in nothing but the numbers in their operands, the place of these in larger arrays, which
+        advances evenly, and the batch of a stream.
+
+        Parameters
+        ----------
+        step : callable
+        n : int
+        n_steps : int
+            All steps that are to come.
+        work : float
+            Multiplications and additions of a step's matrix products, roughly.
+        """
+
+
+class Replay(Protocol):
+    """Steps that an adapter has captured."""
+
+    def __call__(self, n: int, epoch: int, batch: int) -> int:
+        """Do the first `n` steps; returns how many were done.
+
+        It is fewer if `finite` did not hold in the one after these. Streams draw what they do in
+        `epoch` at batches from `batch` on.
+        """
 
 
 class Host(Backend, Protocol):

@@ -13,7 +13,7 @@ from xpmlp.errors import out_of_device_memory
 from xpmlp.rng import Stream
 from xpmlp.typing import RuleFunctions
 from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
-from xpmlp_cupy.products import matmul_tf32
+from xpmlp_cupy.products import RoundedProduct
 
 
 class CupyBackend(ReferenceBackend):
@@ -26,7 +26,6 @@ class CupyBackend(ReferenceBackend):
     name = "cupy"
     library = "cupy"
     immediate = False
-    precision = "ieee"
 
     def __init__(self, device: str = "cuda:0") -> None:
         import array_api_compat.cupy
@@ -36,7 +35,7 @@ class CupyBackend(ReferenceBackend):
         self.index = int(device.partition(":")[2])
         super().__init__(array_api_compat.cupy, device, cupy.cuda.Device(self.index))
         if int(self.xp_device.compute_capability) >= 80:  # Ampere
-            self.precisions = ("ieee", "tf32")
+            self.precisions = ("ieee", "tf32", "bfloat16")
 
     @cached_property
     def functions(self) -> RuleFunctions:  # type: ignore[override]
@@ -70,16 +69,6 @@ class CupyBackend(ReferenceBackend):
     def accepts(cls, device: str) -> bool:
         kind, colon, index = device.partition(":")
         return kind == "cuda" and (not colon or index.isdecimal())
-
-    def with_precision(self, name: str) -> CupyBackend:
-        if name not in self._by_precision:
-            self._by_precision[name] = other = object.__new__(type(self))
-            vars(other).update(vars(self), precision=name)  # the kernels are the same
-        return self._by_precision[name]
-
-    @cached_property
-    def _by_precision(self) -> dict[str, CupyBackend]:
-        return {self.precision: self}
 
     # --- The device and its memory ------------------------------------------------------------
 
@@ -137,11 +126,8 @@ class CupyBackend(ReferenceBackend):
         self.cupy.copyto(out, x, casting="unsafe")
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        if self.precision == "tf32":
-            handle = self.cupy.cuda.device.get_cublas_handle()
-            if matmul_tf32(self.cupy.cuda.cublas, handle, a, b, out):
-                return
-        self.cupy.matmul(a, b, out=out)
+        if self.precision == "ieee" or not self._rounded_product(self.precision, a, b, out):
+            self.cupy.matmul(a, b, out=out)
 
     def elementwise(self, rule: Rule) -> Kernel:
         if rule not in self._rules:
@@ -175,6 +161,10 @@ class CupyBackend(ReferenceBackend):
             self._softmax_log_loss(logits, y, elements, d)
         else:
             super().softmax_log_loss(logits, y, elements, d, columns)
+
+    @cached_property
+    def _rounded_product(self) -> RoundedProduct:
+        return RoundedProduct(self.cupy, self.empty)
 
     @cached_property
     def _rules(self) -> dict[Rule, Kernel]:

@@ -156,6 +156,30 @@ class TakeRows:
         self._kernel(x, indices, prod(x.shape[1:]), out)
 
 
+class RoundToBfloat16:
+    """float32 numbers as the bits of the nearest bfloat16, of two the even one.
+
+    bfloat16 is the upper half of float32. What is rounded up may carry into the exponent, and so
+    become infinity; a NaN is only cut, with a bit set that keeps it from becoming infinity.
+    """
+
+    def __init__(self, cupy: Any) -> None:
+        self._kernel = cupy.ElementwiseKernel(
+            "float32 x",
+            "uint16 out",
+            """
+            const unsigned int bits = __float_as_uint(x);
+            const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+            out = is_nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16
+            """,
+            "xpmlp_round_to_bfloat16",
+            no_return=True,
+        )
+
+    def __call__(self, x: Array, out: Array) -> None:
+        self._kernel(x, out)
+
+
 SOFTMAX_LOG_LOSS = """
 // A warp for each row. A lane reads back only what it has written itself. The maximum may miss a
 // NaN: the total does not.

@@ -10,14 +10,17 @@ from typing import Any, cast
 import array_api_compat.numpy
 import numpy as np
 
-from xpmlp.backends import Array, Kernel, ReferenceBackend, Rule, functions_of
+from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of
 from xpmlp.rng import Stream
-from xpmlp.typing import Operand, RuleFunctions
-from xpmlp_numpy.compiled import THRESHOLD, compilable, loop
+from xpmlp.typing import Operand, Replay, RuleFunctions
+from xpmlp_numpy.compiled import THRESHOLD, compilable, loop, numba_installed
 
 # Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
 # does not grow with the batch or the number of parameters.
 BLOCK = 16384
+# A run that takes so long one primitive at a time is captured. Loading what is compiled takes a
+# part of it, compiling what no run has needed before some seconds.
+SECONDS_TO_CAPTURE = 1.0
 
 
 class NumpyBackend(ReferenceBackend):
@@ -92,13 +95,12 @@ class NumpyBackend(ReferenceBackend):
     def max_rows(self, x: Array, out: Array) -> None:
         np.max(_nd(x), axis=-1, keepdims=True, out=_nd(out))
 
-    def total_squares(self, x: Array, dtype: str) -> Array:
+    def total_squares(self, x: Array, out: Array) -> None:
         flat = _nd(x).reshape(-1)
-        total = np.zeros((), dtype)
+        out[...] = 0.0
         for start in range(0, flat.size, BLOCK):
-            part = flat[start : start + BLOCK].astype(dtype, copy=False)
-            total += part @ part
-        return total
+            part = flat[start : start + BLOCK].astype(out.dtype, copy=False)
+            out += part @ part
 
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         if x.dtype == out.dtype and _nd(x).flags.c_contiguous:
@@ -113,9 +115,46 @@ class NumpyBackend(ReferenceBackend):
     def fill_uniform(self, out: Array, stream: Stream) -> None:
         self.generator(stream).random(out=_nd(out), dtype=np.float32)
 
+    def recordable(self) -> Backend:
+        # What an adapter derived from this one overrides would not be captured.
+        if type(self) is NumpyBackend and numba_installed():
+            return cast(Backend, Recorder(self))
+        return self
+
     def generator(self, stream: Stream) -> np.random.Generator:
         bits = np.random.Philox(key=stream.key, counter=stream.counter)
         return np.random.Generator(bits)
+
+
+class Recorder:
+    """Stands in for the adapter in a step, which so can be written down.
+
+    Each step has one of its own, and nothing else is written down with it.
+    """
+
+    def __init__(self, backend: NumpyBackend) -> None:
+        self._backend = self._target = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def capture(
+        self, step: Callable[[int], None], n: int, n_steps: int, work: float
+    ) -> Replay | None:
+        # What Python's part of a step takes, and its products.
+        if n_steps * (2.5e-4 + work / 1e11) < SECONDS_TO_CAPTURE:
+            return None
+        from xpmlp_numpy.capture import Tape, capture
+
+        def record(i: int) -> Tape:
+            self._target = tape = Tape()
+            try:
+                step(i)
+            finally:
+                self._target = self._backend
+            return tape
+
+        return capture(record, n, work)
 
 
 class _Functions:

@@ -34,7 +34,7 @@ def compilable(rule: Rule) -> bool:
         isinstance(rule, FunctionType)
         and set(rule.__code__.co_names) <= _FAST
         and not (rule.__closure__ or rule.__defaults__ or rule.__kwdefaults__)
-        and _numba_installed()
+        and numba_installed()
     )
 
 
@@ -101,5 +101,5 @@ def _functions() -> ModuleType:
 
 
 @cache
-def _numba_installed() -> bool:
+def numba_installed() -> bool:
     return find_spec("numba") is not None

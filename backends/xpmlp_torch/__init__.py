@@ -20,10 +20,17 @@ _ACCELERATORS = ("cuda", "xpu", "mps")  # AMD's GPUs are "cuda" to PyTorch
 
 
 class TorchBackend(ReferenceBackend):
-    """PyTorch tensors on one device."""
+    """PyTorch tensors on one device.
+
+    With the precision ``"bfloat16"`` products are computed by the tensor cores of GPUs whose
+    PyTorch gives their sums in float32 (2.8 or newer). Elsewhere, as on the CPU, operands are
+    rounded and multiplied in float32: the same numbers but for the order of the sums, and slower.
+    That shows what the precision does to a network before it is trained on a GPU.
+    """
 
     name = "torch"
     library = "torch"
+    precisions = ("ieee", "bfloat16")
 
     def __init__(self, device: str = "cpu") -> None:
         import array_api_compat.torch
@@ -128,7 +135,23 @@ class TorchBackend(ReferenceBackend):
         target.copy_(x)
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
+        if self.precision == "bfloat16" and a.dtype == b.dtype == self.torch.float32:
+            left, right = (self.torch.Tensor.bfloat16(x) for x in (a, b))
+            if self._sums_in_float32 and out.ndim == 2:
+                self.torch.mm(left, right, out_dtype=self.torch.float32, out=out)
+                return
+            a, b = left.float(), right.float()
         self.torch.matmul(a, b, out=out)
+
+    @cached_property
+    def _sums_in_float32(self) -> bool:
+        """Whether PyTorch multiplies matrices of bfloat16 into one of float32 here."""
+        square = self.torch.ones((8, 8), dtype=self.torch.bfloat16, device=self.xp_device)
+        try:
+            self.torch.mm(square, square, out_dtype=self.torch.float32)
+        except (RuntimeError, TypeError):  # not on this device, not in this version
+            return False
+        return True
 
     def sum_columns(self, x: Array, out: Array) -> None:
         self.torch.sum(x, dim=-2, out=out)

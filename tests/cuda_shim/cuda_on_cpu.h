@@ -27,6 +27,11 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned __int128)a * b >> 64;
 }
+static inline unsigned int __float_as_uint(float x) {
+  unsigned int bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 static inline int __popc(unsigned int x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 
