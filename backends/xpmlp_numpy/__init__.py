@@ -178,7 +178,8 @@ class _Functions:
             from scipy.special import erf
         except ImportError:  # scikit-learn brings it, but a bare checkout runs too
             erf = functions_of(array_api_compat.numpy).erf
-        function: Callable[[Any], Any] = erf
+        # SciPy wraps it for other libraries' arrays if SCIPY_ARRAY_API is set.
+        function: Callable[[Any], Any] = getattr(erf, "__wrapped__", erf)
         return function
 
 

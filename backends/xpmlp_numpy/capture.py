@@ -299,9 +299,9 @@ class Lowering:
                 views.append(self.constant(float(x[0]), dtype))
             else:
                 raise CannotCapture("a number that differs from step to step")
-        if any(view.dtype != dtype for view in views):
-            raise CannotCapture("a rule on several dtypes")
         outs, operands = views[:n_outs], views[n_outs:]
+        if {x.dtype for x in outs} != {dtype} or {x.dtype for x in operands} - {dtype, "float32"}:
+            raise CannotCapture("a rule on several dtypes")
         rows, cols = outs[0].rows, outs[0].cols
         vectors = all(x.flat and x.rows == 1 and x.cols in (1, cols) for x in views)
         if rows == 1 and vectors and self.n_threads > 1:
@@ -350,7 +350,8 @@ class Lowering:
             kinds.append("row" if whole or x.cols == cols > 1 else "one")
             given.append(x)
         try:
-            source = kernels.rule_source(rule, dtype, kinds, len(outs))
+            narrow = [i for i, x in enumerate(operands) if x.dtype != dtype]
+            source = kernels.rule_source(rule, dtype, kinds, len(outs), narrow)
             names = kernels.loops_of(rule, len(operands))
             loops = [native.ufunc_loop(getattr(self.functions, name), dtype) for name in names]
         except Exception as error:

@@ -50,7 +50,9 @@ _TEXTS = {
 # --- Sources ----------------------------------------------------------------------------------
 
 
-def rule_source(rule: Rule, dtype: str, kinds: Sequence[str | int], n_outs: int) -> str:
+def rule_source(
+    rule: Rule, dtype: str, kinds: Sequence[str | int], n_outs: int, narrow: Sequence[int] = ()
+) -> str:
     """A kernel of `rule` over rows.
 
     ``p`` is the outs, the operands, and where LOOPS are used an address of scratch and of five
@@ -66,6 +68,8 @@ def rule_source(rule: Rule, dtype: str, kinds: Sequence[str | int], n_outs: int)
         the place of the out that it is: a loop that read and wrote one array under two names
         would not be vectorised.
     n_outs : int
+    narrow : sequence of int
+        Operands that are float32 whatever the dtype.
     """
     written = trace(rule, len(kinds))
     if len(written.results) != n_outs:
@@ -74,12 +78,14 @@ def rule_source(rule: Rule, dtype: str, kinds: Sequence[str | int], n_outs: int)
     rows = []
     for index, name in enumerate([*(f"o{i}" for i in range(n_outs)), *(f"i{i}" for i in given)]):
         one = name[0] == "i" and kinds[int(name[1:])] == "one"
-        row = f"carray({dtype}_at(p[{index}] + r * d[{2 + index}]), {1 if one else 'cols'})"
+        own = "float32" if name[0] == "i" and int(name[1:]) in narrow else dtype
+        row = f"carray({own}_at(p[{index}] + r * d[{2 + index}]), {1 if one else 'cols'})"
         rows.append(f"{name} = {row}{'[0]' if one else ''}")
     operands = [
         f"o{kind}[j]" if isinstance(kind, int) else f"i{place}" + ("[j]" if kind == "row" else "")
         for place, kind in enumerate(kinds)
     ]
+    operands = [f"{dtype}({x})" if i in narrow else x for i, x in enumerate(operands)]
     n, size = n_outs + len(given), np.dtype(dtype).itemsize
     stages = _stages(written, dtype, operands)
     if len(stages) == 1:
