@@ -10,7 +10,7 @@ help:
 	@echo "make examples   three pictures of what training does, in out/"
 	@echo "make test       run all tests"
 	@echo "make lint       formatting, lint and types"
-	@echo "make bench      CPU timings beside scikit-learn and the bare matrix products"
+	@echo "make bench      times and memory on the CPU beside other libraries, and the README from them"
 	@echo "make gpu-check  all that needs a GPU; with the PYTHON at hand, nothing is installed"
 
 $(VENV)/.core: pyproject.toml
@@ -43,7 +43,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m bench cpu
+	set -e; for program in cpu predict memory scaling import readme; do \
+	    $(BIN)/python -m bench $$program; \
+	done
 
 gpu-check:
 	$(PYTHON) -m bench.gpu_check

@@ -1,10 +1,15 @@
-"""``python -m bench cpu``, ``accuracy`` and ``parity``, from the root of a checkout."""
+"""``python -m bench --help`` lists the programs; from the root of a checkout."""
 
 import click
 
 from bench.accuracy import accuracy
 from bench.cpu import cpu
+from bench.imports import imports
+from bench.memory import memory
 from bench.parity import parity
+from bench.predict import predict
+from bench.readme import readme
+from bench.scaling import scaling
 
 
 @click.group()
@@ -12,9 +17,8 @@ def main() -> None:
     """Benchmarks: each asserts quality first, then prints a table and writes JSON."""
 
 
-main.add_command(cpu)
-main.add_command(accuracy)
-main.add_command(parity)
+for command in (cpu, predict, memory, scaling, imports, readme, accuracy, parity):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.contenders import build
 from bench.data import data_option, fashion_mnist, find, out_option
 from bench.environment import environment, headline, write
+from bench.problem import Problem
 from xpmlp import Dense, Dropout, Network, fit
 from xpmlp.metrics import decide
 from xpmlp.optimizers import Adam
@@ -145,7 +145,7 @@ def fashion(path: Path | None) -> dict[str, Any]:
     """784-256-128-10 (ReLU, softmax) with log loss, by Adam, batch 128, float32."""
     X_train, y_train = fashion_mnist("train", path, "float32")
     X_test, y_test = fashion_mnist("test", path, "float32")
-    network = build("float32")
+    network = Problem((784, 256, 128, 10), batch=128, rows=len(X_train)).network()
     start = perf_counter()
     history = fit(
         network,

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) as matrices."""
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), breast cancer and synthetic data as matrices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ out_option = click.option(
     default="bench/results",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the JSON file.",
+    help="Folder of what is written.",
 )
 
 
@@ -73,6 +73,33 @@ def fashion_mnist(
     X = images.reshape(len(images), -1).astype(dtype)
     X /= 255
     return X, labels.astype("int64")
+
+
+def breast_cancer(dtype: str, rows: int) -> tuple[Any, Any]:
+    """Standardised features of shape ``(rows, 30)`` and two classes; its 569 samples repeated."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.preprocessing import scale
+
+    X, y = load_breast_cancer(return_X_y=True)
+    again = np.arange(rows) % len(X)
+    return scale(X)[again].astype(dtype), y[again].astype("int64")
+
+
+def synthetic(rows: int, widths: tuple[int, int], dtype: str, seed: int) -> tuple[Any, Any]:
+    """Normal features, and classes that a linear map of them decides, so that they can be learnt.
+
+    Parameters
+    ----------
+    rows : int
+    widths : (n_features, n_classes)
+    dtype : str
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    kind: Any = dtype
+    X = rng.standard_normal((rows, widths[0]), kind)
+    y = (X @ rng.standard_normal(widths, kind)).argmax(axis=1)
+    return X, y
 
 
 def _openml(part: str) -> tuple[Any, Any]:

@@ -10,11 +10,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("xpmlp", "numpy", "scipy", "scikit-learn", "array-api-compat", "numba")
+PACKAGES = (
+    "xpmlp", "numpy", "scipy", "scikit-learn", "array-api-compat", "numba", "torch", "jax",
+    "jaxlib", "onnxruntime",
+)  # fmt: skip
+# Those of a headline, by their names in prose.
+NAMED = {
+    "numpy": "NumPy",
+    "numba": "Numba",
+    "scikit-learn": "scikit-learn",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "onnxruntime": "ONNX Runtime",
+}
+# What tells libraries how many threads to use.
+VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "XLA_FLAGS",
+)  # fmt: skip
+_ABSENT = "not installed"
 
 
 def environment() -> dict[str, Any]:
-    """CPU, operating system, BLAS, Python, packages and date.
+    """CPU, operating system, BLAS, threads, Python, packages and date.
 
     To be called when everything that loads a BLAS has been imported.
     """
@@ -27,21 +44,29 @@ def environment() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: _version(name) for name in PACKAGES},
         "blas": _blas(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 
 def headline(facts: dict[str, Any]) -> str:
     """The environment in a line."""
-    packages = facts["packages"]
     blas = facts["blas"]
     if isinstance(blas, list):
         blas = ", ".join(
             sorted({f"{b['internal_api']} {b['version']} x{b['num_threads']}" for b in blas})
         )
-    numba = packages["numba"]
     return (
-        f"{facts['cpu']}, {facts['cores']} cores; {facts['python']}, NumPy {packages['numpy']}, "
-        f"scikit-learn {packages['scikit-learn']}, Numba {numba}; BLAS: {blas}; {facts['date']}"
+        f"{facts['cpu']}, {facts['cores']} cores; {facts['python']}, {packages(facts)}; "
+        f"BLAS: {blas}; {facts['date']}"
+    )
+
+
+def packages(facts: dict[str, Any]) -> str:
+    """The packages that matter and their versions."""
+    return ", ".join(
+        f"{name} {facts['packages'][package]}"
+        for package, name in NAMED.items()
+        if facts["packages"].get(package, _ABSENT) != _ABSENT
     )
 
 
@@ -55,7 +80,7 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _ABSENT
 
 
 def _cores() -> int:

@@ -139,7 +139,7 @@ def test_fit_takes_the_memory_it_may_from_any_type():
 
 
 def test_scaling_fits_a_line(monkeypatch):
-    monkeypatch.setattr(scaling, "ROWS", 300)
+    monkeypatch.setattr(scaling, "SECONDS", 0.01)
     monkeypatch.setattr(
         scaling, "interleave", lambda workers, _: {n: [int(n) ** 2.0] for n in workers}
     )

@@ -48,7 +48,7 @@ each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 # --- The tests ----------------------------------------------------------------------------------
 
 # Not primitives: who the adapter is, and what it says of its device.
-DESCRIPTIONS = {"name", "library", "version", "memory", "context"}
+DESCRIPTIONS = {"name", "library", "version", "memory", "context", "recordable"}
 # By the reference itself, of primitives that are overridden.
 COMPOSED = {"softmax_log_loss"}
 PYTHONS_OWN = {"_abc_impl", "_is_protocol", "_is_runtime_protocol"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.readme import rewritten
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.losses import LOSSES
 from xpmlp.optimizers import OPTIMIZERS
@@ -53,6 +54,10 @@ def test_the_table_lists_what_there_is():
     losses, optimizers = row("losses"), row("optimizers").lower()
     assert all(name in losses for name in LOSSES)
     assert all(re.search(rf"\b{name}\b", optimizers) for name in OPTIMIZERS)
+
+
+def test_its_figures_are_those_of_the_measurements():
+    assert rewritten(TEXT) == TEXT
 
 
 def test_the_files_it_names_exist():

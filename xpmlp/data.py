@@ -20,7 +20,7 @@ from xpmlp.rng import stream
 from xpmlp.typing import Array, Backend
 
 # Elements looked at at a time, so that checking needs no memory of the data's size.
-_CHECK_ELEMENTS = 16384
+_CHECK_ELEMENTS = 1 << 19
 
 
 class SparseRows:
@@ -330,6 +330,9 @@ def _check_values(x: Any, name: str, dtype: str) -> None:
     with backend_of(x).context():
         for part in blocks(x.shape[0], max(1, _CHECK_ELEMENTS // math.prod(x.shape[1:]))):
             rows = x[part, ...]
+            # A finite sum has finite terms, and to add is faster than to look at each.
+            if not wider and bool(xp.isfinite(xp.sum(rows))):
+                continue
             if not bool(xp.all(xp.isfinite(rows))):
                 what = "NaN" if bool(xp.any(xp.isnan(rows))) else "infinity"
                 raise ValueError(f"{name} contains {what}, expected finite numbers")

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, get_backend, reopen
+from xpmlp.backends import DTypePolicy, dtype_name, get_backend, reopen
 from xpmlp.data import (
+    SparseRows,
     as_matrix,
     as_target,
     as_vector,
@@ -242,7 +243,10 @@ class Network:
             for part in blocks(n, rows):
                 if part.stop - part.start < rows:
                     program = Program(self, arena.narrowed(part.stop - part.start))
-                copy_rows(backend, x, part, program.x)
+                if isinstance(x, SparseRows) or dtype_name(x) != self.policy.compute:
+                    copy_rows(backend, x, part, program.x)
+                else:
+                    program.read(x[part, :])
                 program.forward()
                 backend.copy(program.output, result[part, :])
             return result

@@ -118,6 +118,10 @@ class Program:
         if training:
             self.d_output = self.stages[-1].d
 
+    def read(self, x: Array) -> None:
+        """Take `x`, of the shape and dtype of ``x``, in its place: nothing is copied."""
+        self.x = self.stages[0].x = x
+
     def forward(self, epoch: int = 0, batch: int = 0) -> None:
         """Compute ``output`` from ``x``; the arguments address the dropout masks."""
         for stage in self.stages:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import Any, cast
 
 import array_api_compat.numpy
@@ -13,11 +14,12 @@ import numpy as np
 from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of
 from xpmlp.rng import Stream
 from xpmlp.typing import Operand, Replay, RuleFunctions
-from xpmlp_numpy.compiled import THRESHOLD, compilable, loop, numba_installed
 
 # Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
 # does not grow with the batch or the number of parameters.
 BLOCK = 16384
+# Elements from which a compiled rule, where Numba is installed, saves enough to be worth compiling.
+THRESHOLD = 32768
 # A run that takes so long one primitive at a time is captured. Loading what is compiled takes a
 # part of it, compiling what no run has needed before some seconds.
 SECONDS_TO_CAPTURE = 1.0
@@ -194,17 +196,17 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
         for out, result in zip(outs, results, strict=True):
             out[...] = result
 
-    compiled = compilable(rule)
-
     def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
         shape = outs[0].shape
         if outs[0].size <= BLOCK:
             run(outs, operands)
             return
-        if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
-            if compiled and outs[0].size >= THRESHOLD:
-                _run_compiled(rule, outs, operands)
+        if outs[0].size >= THRESHOLD and numba_installed():
+            from xpmlp_numpy.kernels import run_rule
+
+            if run_rule(rule, outs, operands):
                 return
+        if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
             outs = tuple(_nd(out).reshape(-1) for out in outs)
             operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
             shape = outs[0].shape
@@ -226,18 +228,9 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
     return kernel
 
 
-def _run_compiled(rule: Rule, outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
-    """The rule over contiguous arrays of one shape and numbers."""
-    kind = outs[0].dtype.type
-    places = {id(out): place for place, out in enumerate(outs)}
-    sources = tuple("number" if _is_scalar(x) else places.get(id(x), "array") for x in operands)
-    values = [
-        kind(x) if source == "number" else _nd(x).reshape(-1)
-        for x, source in zip(operands, sources, strict=True)
-        if not isinstance(source, int)
-    ]
-    run = loop(rule, str(outs[0].dtype), sources, len(outs))
-    run(*(_nd(out).reshape(-1) for out in outs), *values)
+@cache
+def numba_installed() -> bool:
+    return find_spec("numba") is not None
 
 
 def _is_scalar(x: Any) -> bool:

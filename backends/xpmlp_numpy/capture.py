@@ -22,7 +22,7 @@ import numpy as np
 from xpmlp.backends import Kernel, Rule
 from xpmlp_numpy import NumpyBackend, native
 from xpmlp_numpy.lowering import Call, CannotCapture, Lowering, Use
-from xpmlp_numpy.native import atomic_add, atomic_load, call, call_yield
+from xpmlp_numpy.native import atomic_add, atomic_load, call, call_yield, relax
 
 _log = logging.getLogger("xpmlp")
 
@@ -112,6 +112,7 @@ def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
                 spins = 0
                 while atomic_load(context[0]) < goal:
                     spins += 1
+                    relax()
                     if spins > 4000 and context[1] != 0:
                         call_yield(context[1])
             k += 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from ctypes import CFUNCTYPE, c_int64, c_void_p
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -319,6 +320,73 @@ def uniform_source() -> str:
 
 def _function(lines: Sequence[str]) -> str:
     return _HEAD + "".join(f"    {line}\n" for line in [*lines, "return 0"] if line)
+
+
+# --- Outside of captured steps ----------------------------------------------------------------
+
+
+def run_rule(rule: Rule, outs: Sequence[Any], operands: Sequence[Any]) -> bool:
+    """Apply a rule in one compiled loop; False if nothing was done.
+
+    It is not for a rule that calls one of LOOPS, which NumPy does as fast, or does more than a rule
+    may, nor for views with gaps.
+    """
+    shape, dtype = outs[0].shape, outs[0].dtype
+    if not _compilable(rule, len(operands)) or not all(_whole(out, shape) for out in outs):
+        return False
+    size, cols = outs[0].size, shape[-1]
+    places = {id(out): place for place, out in enumerate(outs)}
+    kinds: list[str | int] = []
+    given, strides = [*outs], [cols * dtype.itemsize] * len(outs)
+    for x in operands:
+        if id(x) in places:
+            kinds.append(places[id(x)])
+            continue
+        array = np.asarray(x, dtype)
+        if array.size == 1 and cols > 1:
+            kind, stride = "one", 0
+        elif _whole(array, shape):
+            kind, stride = "row", cols * dtype.itemsize
+        elif _whole(array, (*shape[:-1], 1)):
+            kind, stride = "one", dtype.itemsize
+        elif array.size == cols and _whole(array, array.shape):
+            kind, stride = "row", 0
+        else:
+            return False
+        kinds.append(kind)
+        given.append(array)
+        strides.append(stride)
+    rows = size // cols
+    if all(stride == cols * dtype.itemsize or array.size == 1
+           for array, stride in zip(given, strides, strict=True)):  # fmt: skip
+        rows, cols = 1, size
+    p = np.array([x.ctypes.data for x in given])
+    d = np.array([rows, cols, *strides])
+    _entry(rule, dtype.name, tuple(kinds), len(outs))(p.ctypes.data, d.ctypes.data, d.ctypes.data)
+    return True
+
+
+def _whole(x: np.ndarray[Any, Any], shape: tuple[int, ...]) -> bool:
+    return x.shape == shape and x.flags.c_contiguous
+
+
+@cache
+def _compilable(rule: Rule, n_operands: int) -> bool:
+    try:
+        return not loops_of(rule, n_operands)
+    except Exception:  # whatever a rule raises that does more than it may
+        return False
+
+
+@cache
+def _entry(
+    rule: Rule, dtype: str, kinds: tuple[str | int, ...], n_outs: int
+) -> Callable[[int, int, int], int]:
+    function = CFUNCTYPE(c_int64, *[c_void_p] * 3)
+    entry: Callable[[int, int, int], int] = function(
+        address(rule_source(rule, dtype, kinds, n_outs))
+    )
+    return entry
 
 
 # --- Machine code -----------------------------------------------------------------------------

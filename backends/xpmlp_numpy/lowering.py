@@ -12,8 +12,8 @@ from xpmlp.backends import Rule
 from xpmlp.rng import Stream
 from xpmlp_numpy import kernels, native
 
-# A thread's share of the columns is at least so wide, else rows are shared out.
-_COLUMNS = 16
+# A thread's share is at least so many rows or columns, if it can be.
+_LEAST = 16
 # Elements of a sum that one thread adds up.
 _PART = 16384
 _MASK = (1 << 64) - 1
@@ -184,8 +184,11 @@ class Lowering:
         self.gemm, self.gemm_bits = blas
 
     def share(self, rows: int, cols: int) -> str:
-        """How the elements of a matrix are shared out."""
-        if cols >= _COLUMNS * self.n_threads:
+        """How the elements of a matrix are shared out: along the longer side."""
+        least = _LEAST * self.n_threads
+        if rows >= max(cols, least):
+            return "rows"
+        if cols >= least:
             return "cols"
         return "rows" if rows >= self.n_threads else "one"
 

@@ -7,6 +7,7 @@ own vectorised loops, and a barrier for threads.
 from __future__ import annotations
 
 import ctypes
+import platform
 from functools import cache
 from importlib import import_module
 from math import sqrt
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, float32, float64, types, uint64
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = ["carray", "float32", "float64", "sqrt", "uint64"]  # what kernels are written in, too
@@ -142,6 +144,21 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
         return builder.load_atomic(place, "seq_cst", 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def relax(typingctx: Any) -> Any:
+    """Tell the processor that this thread waits: what shares the core with it goes on faster."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if x86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
