@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -303,6 +305,71 @@ def test_a_rule_of_ones_own_is_captured_if_it_is_a_rule(monkeypatch, caplog):
         np.testing.assert_allclose(other, ends[0], rtol=1e-12)
 
 
+def test_a_rule_of_very_many_operands_is_not_captured(monkeypatch, caplog):
+    def total(xp, z, *more):
+        for number in more:
+            z = z + number
+        return z
+
+    tape, out = capture.Tape(), np.zeros(3)
+    tape.elementwise(total)((out,), out, *range(80))
+    with pytest.raises(capture.CannotCapture, match="too many operands"):
+        capture.Captured([tape], 1)
+
+
+def test_numbers_that_a_class_of_ones_own_computes_are_not_frozen(monkeypatch, caplog):
+    @dataclass(frozen=True)
+    class Annealed(SquaredError):
+        def params(self, eps):
+            return ()
+
+    steps = captured(monkeypatch)
+    with caplog.at_level(logging.INFO, "xpmlp"):
+        short_run(loss=Annealed())
+    assert steps == []
+    assert "params" in caplog.text
+
+
+def test_without_a_numba_that_works_nothing_is_captured(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    xpmlp_numpy.numba_works.cache_clear()
+    steps = captured(monkeypatch)
+    with caplog.at_level(logging.INFO, "xpmlp"):
+        short_run()
+    assert steps == []
+    assert "Numba cannot be imported" in caplog.text
+    xpmlp_numpy.numba_works.cache_clear()
+
+
+def test_an_interrupt_before_the_steps_begin_leaves_no_thread_behind(monkeypatch):
+    captured(monkeypatch, 2)
+    run = capture._compiled_run()
+    calls = []
+
+    def interrupted(code, n, context, n_threads):
+        calls.append(code)
+        if threading.current_thread() is threading.main_thread() and len(calls) < 3:
+            raise KeyboardInterrupt
+        return run(code, n, context, n_threads)
+
+    monkeypatch.setattr(capture, "_compiled_run", lambda: interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        short_run(epochs=3)
+    short_run(epochs=3)
+
+
+def test_a_run_that_a_callback_has_kept_can_be_copied(monkeypatch):
+    class Kept(Callback):
+        def on_epoch(self, run):
+            self.run = run
+
+    captured(monkeypatch, 2)
+    kept = Kept()
+    short_run(callbacks=[kept])
+    for again in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept.run._step))):
+        assert again is not None
+
+
 def test_an_adapter_derived_from_numpys_is_not_captured(monkeypatch):
     class Derived(xpmlp_numpy.NumpyBackend):
         pass
@@ -443,6 +510,26 @@ def test_what_is_compiled_is_kept(tmp_path):
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
     (tmp_path / "file").write_text("")
     assert in_a_process(tmp_path / "file" / "below").startswith("1 compiled code cannot be kept in")
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_damaged_code_is_compiled_anew(suffix, tmp_path):
+    in_a_process(tmp_path)
+    damaged = [*tmp_path.rglob(f"*{suffix}")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:20] if suffix == ".nbc" else b"")
+    assert in_a_process(tmp_path).split() == ["0"]
+    assert all(path.stat().st_size > 20 for path in damaged)
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XPMLP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345, raising=False)
+    kernels.cache_folder.cache_clear()
+    monkeypatch.setattr(kernels, "_WARNED", set())
+    with pytest.warns(UserWarning, match="belongs to somebody else"):
+        assert kernels.cache_folder() is None
+    kernels.cache_folder.cache_clear()
 
 
 def test_a_source_of_another_version_has_another_file(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from xpmlp.optimizers import FLUSH_EVERY, Optimizer, OptimizerState
 from xpmlp.program import Objective, Objectives
 from xpmlp.typing import Array, Replay
 
+_log = logging.getLogger("xpmlp")
 # Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
 _CHUNK_WORK = 1e10
 # Rows evaluated at a time on validation data.
@@ -135,7 +137,8 @@ class TrainingStep:
         n_steps: int = 0,
     ) -> None:
         self.network, self.optimizer, self.data = network, optimizer, data
-        self.clip_norm, self.clip_value, self.n_steps = clip_norm, clip_value, n_steps
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.n_rows, self.n_steps = n_rows, n_steps
         self.backend = backend = network.backend.recordable()
         policy = network.policy
         self.grad = backend.zeros((network.n_parameters,), policy.parameter)
@@ -238,8 +241,9 @@ class TrainingStep:
         backend, policy = self.network.backend, self.network.policy
         if self.backend is backend or not self._made_of_primitives():
             return None
-        work = 6.0 * n_rows * self.network.n_weights
-        n = max(1, min(FLUSH_EVERY, int(_CHUNK_WORK / work)))
+        # That of a full batch: either all batches of a run are captured, or none.
+        work = 6.0 * self.n_rows * self.network.n_weights
+        n = max(1, min(FLUSH_EVERY, int(_CHUNK_WORK / work), self.data.n_samples // n_rows))
         n_numbers = self.optimizer.n_numbers
         rows = backend.zeros((n * n_rows,), "int64")
         numbers = backend.empty((n, n_numbers), policy.parameter)
@@ -256,12 +260,22 @@ class TrainingStep:
         return None if replay is None else _Captured(replay, rows, numbers, values)
 
     def _made_of_primitives(self) -> bool:
-        """Whether all of a step is the library's own, which calls nothing but primitives."""
-        methods = [type(self.data.chosen_loss).encode, type(self.data.chosen_loss).evaluate]
-        methods += [type(self.data.chosen_loss).smooth, type(self.optimizer).apply]
-        for layer in self.network.dense:
-            methods += [type(layer.activation).forward, type(layer.activation).backward]
-        return all(method.__module__.startswith("xpmlp.") for method in methods)
+        """Whether all of a step is the library's own, which calls nothing but primitives.
+
+        A class of the user's may bring rules, but no Python that runs in a step.
+        """
+        loss, layers = type(self.data.chosen_loss), self.network.dense
+        own: list[Any] = [type(self.optimizer)]
+        own += [getattr(loss, name) for name in ("encode", "smooth", "evaluate", "params")]
+        for activation in {type(layer.activation) for layer in layers}:
+            own += [activation.forward, activation.backward, activation.params.fget]
+        foreign = [x for x in own if not getattr(x, "__module__", "").startswith("xpmlp.")]
+        if foreign:
+            _log.info("steps are run one primitive at a time: %r is not xpmlp's", foreign[0])
+        return not foreign
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_captured": {}}  # it holds threads and addresses
 
     def first_non_finite(self) -> str:
         """Where NaN or infinity first appears in the newest forward pass, in words."""

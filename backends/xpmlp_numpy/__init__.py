@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
@@ -14,6 +15,8 @@ import numpy as np
 from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of
 from xpmlp.rng import Stream
 from xpmlp.typing import Operand, Replay, RuleFunctions
+
+_log = logging.getLogger("xpmlp")
 
 # Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
 # does not grow with the batch or the number of parameters.
@@ -140,11 +143,14 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
+    def __reduce__(self) -> Any:
+        return self._backend.__reduce__()
+
     def capture(
         self, step: Callable[[int], None], n: int, n_steps: int, work: float
     ) -> Replay | None:
         # What Python's part of a step takes, and its products.
-        if n_steps * (2.5e-4 + work / 1e11) < SECONDS_TO_CAPTURE:
+        if n_steps * (2.5e-4 + work / 1e11) < SECONDS_TO_CAPTURE or not numba_works():
             return None
         from xpmlp_numpy.capture import Tape, capture
 
@@ -201,7 +207,7 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
         if outs[0].size <= BLOCK:
             run(outs, operands)
             return
-        if outs[0].size >= THRESHOLD and numba_installed():
+        if outs[0].size >= THRESHOLD and numba_installed() and numba_works():
             from xpmlp_numpy.kernels import run_rule
 
             if run_rule(rule, outs, operands):
@@ -231,6 +237,17 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
 @cache
 def numba_installed() -> bool:
     return find_spec("numba") is not None
+
+
+@cache
+def numba_works() -> bool:
+    """Whether Numba can be imported, which takes a while, and compiles."""
+    try:
+        import numba
+    except Exception as error:  # NumPy is newer than it knows, or it is broken
+        _log.info("nothing is compiled: Numba cannot be imported (%s)", error)
+        return False
+    return not numba.config.DISABLE_JIT
 
 
 def _is_scalar(x: Any) -> bool:

@@ -8,19 +8,20 @@ step, without Python; threads meet at a barrier where one reads what another has
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 from xpmlp.backends import Kernel, Rule
-from xpmlp_numpy import NumpyBackend, native
+from xpmlp_numpy import NumpyBackend, kernels, native
 from xpmlp_numpy.lowering import Call, CannotCapture, Lowering, Use
 from xpmlp_numpy.native import atomic_add, atomic_load, call, call_yield, relax
 
@@ -28,6 +29,8 @@ _log = logging.getLogger("xpmlp")
 
 # Operations of a step from which one more thread pays.
 _WORK_OF_A_THREAD = 1e7
+# The most that a kernel is given.
+_ADDRESSES = 64
 
 
 # --- Recording --------------------------------------------------------------------------------
@@ -79,13 +82,20 @@ class Tape(NumpyBackend):
     read = _refuse("read")
 
 
-def _encode(calls: list[Call], thread: int) -> np.ndarray[Any, Any]:
+def _barriers(calls: list[Call]) -> list[bool]:
+    """Whether threads must meet before each call: always before the first, for the step before."""
+    waits: list[bool] = []
+    since: list[Use] = []
+    for one in calls:
+        waits.append(not waits or any(a.meets(b) for a in one.uses for b in since))
+        since = [*one.uses] if waits[-1] else [*since, *one.uses]
+    return waits
+
+
+def _encode(calls: list[Call], waits: list[bool], thread: int) -> np.ndarray[Any, Any]:
     """Calls of one thread in a line of numbers: see :func:`_run`."""
     code: list[int] = []
-    since: list[Use] = []
-    for number, one in enumerate(calls):
-        wait = number == 0 or any(a.meets(b) for a in one.uses for b in since)
-        since = [*one.uses] if wait else [*since, *one.uses]
+    for one, wait in zip(calls, waits, strict=True):
         p, d = one.parts[thread] or ([], [])
         skip = one.parts[thread] is None
         code += [0 if skip else one.kernel, wait, len(p), len(d)]
@@ -96,10 +106,10 @@ def _encode(calls: list[Call], thread: int) -> np.ndarray[Any, Any]:
 def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
     """Run `n` steps of one thread's calls; returns how many were done.
 
-    `context` is the address of the counter of the barrier, that of the system's yield, and the
-    epoch, batch and step, which kernels are given.
+    `context` is the address of the barrier's counter and of a flag that ends all waiting, that of
+    the system's yield, and the epoch, batch and step, which kernels are given.
     """
-    p = np.empty(64, np.int64)
+    p = np.empty(64, np.int64)  # _ADDRESSES
     here = code.ctypes.data
     for step in range(n):
         context[4] = step
@@ -113,8 +123,11 @@ def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
                 while atomic_load(context[0]) < goal:
                     spins += 1
                     relax()
-                    if spins > 4000 and context[1] != 0:
-                        call_yield(context[1])
+                    if spins > 4000:
+                        if atomic_load(context[0] + 8) != 0:
+                            return step
+                        if context[1] != 0:
+                            call_yield(context[1])
             k += 4
             for i in range(n_p):
                 p[i] = code[k + i] + step * code[k + n_p + i]
@@ -130,12 +143,13 @@ def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
 
 @cache
 def _compiled_run() -> Callable[..., int]:
-    compiled: Callable[..., int]
-    try:
-        compiled = numba.njit(nogil=True, cache=True)(_run)
-    except RuntimeError:  # no folder to keep it in
-        compiled = numba.njit(nogil=True)(_run)
-    return compiled
+    # A signature has it compiled now, and not by several threads when they first call it.
+    line = types.Array(types.int64, 1, "C")
+    signature = types.int64(line, types.int64, line, types.int64)
+    run: Callable[..., int] = kernels.compiled(
+        inspect.getsource(_run), "_run", numba.njit, signature, nogil=True
+    )
+    return run
 
 
 class Captured:
@@ -149,55 +163,60 @@ class Captured:
         for (name, one), (_, other) in zip(first, second, strict=True):
             lowering.lower(name, one, other)
         lowering.finish()
+        parts = [part for one in lowering.calls for part in one.parts if part]
+        if any(len(p) > _ADDRESSES for p, _ in parts):
+            raise CannotCapture("a rule of too many operands")
         self._kept = lowering.kept, tapes
-        self._codes = [_encode(lowering.calls, thread) for thread in range(n_threads)]
-        self._counter = np.zeros(1, np.int64)
+        waits = _barriers(lowering.calls)
+        self._codes = [_encode(lowering.calls, waits, thread) for thread in range(n_threads)]
+        self._counter = np.zeros(2, np.int64)
         self._contexts = np.zeros((n_threads, 8), np.int64)
         self._contexts[:, 0] = self._counter.ctypes.data
         self._contexts[:, 1] = native.yield_address()
-        self._pool = ThreadPoolExecutor(n_threads - 1) if n_threads > 1 else None
+        self._pool = _threads(n_threads - 1) if n_threads > 1 else None
 
     def __call__(self, n: int, epoch: int, batch: int) -> int:
         self._contexts[:, 2:4] = epoch, batch
         codes, contexts, run = self._codes, self._contexts, _compiled_run()
         if self._pool is None:
             return int(run(codes[0], n, contexts[0], 1))
-        with one_blas_thread():
-            others = [
-                self._pool.submit(run, code, n, context, len(codes))
-                for code, context in zip(codes[1:], contexts[1:], strict=True)
-            ]
-            done = int(run(codes[0], n, contexts[0], len(codes)))
-            for other in others:
-                other.result()
-        return done
+        # All cores work for one fit at a time, and BLAS calls stay on the threads that make them.
+        with _turn, native.blas_threads().limit(limits=1, user_api="blas"):
+            self._counter[:] = 0
+            others = []
+            try:
+                for code, context in zip(codes[1:], contexts[1:], strict=True):
+                    others.append(self._pool.submit(run, code, n, context, len(codes)))
+                return int(run(codes[0], n, contexts[0], len(codes)))
+            except BaseException:  # an interrupt before it began
+                self._counter[1] = 1
+                raise
+            finally:
+                for other in others:
+                    other.result()
 
 
-_lock = Lock()
-_users = 0
-_limit: Any = None
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Products on the calling thread alone: the threads are ours."""
-    global _users, _limit
-    with _lock:
-        _users += 1
-        if _users == 1:
-            _limit = native.blas_threads().limit(limits=1, user_api="blas")
+def _threads(n: int) -> ThreadPoolExecutor:
+    """A pool whose threads have been started: later it would be too late to notice a limit."""
+    pool, ready = ThreadPoolExecutor(n), Barrier(n + 1)
     try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limit.restore_original_limits()
+        for _ in range(n):
+            pool.submit(ready.wait)
+        ready.wait()
+    except RuntimeError as error:
+        ready.abort()
+        raise CannotCapture(str(error)) from error
+    return pool
+
+
+_turn = Lock()
 
 
 def threads_for(work: float) -> int:
     """How many threads a step of so many operations is shared out to."""
-    return max(1, min(native.max_threads(), int(work / _WORK_OF_A_THREAD)))
+    with _turn:  # else another fit may have limited BLAS
+        most = native.max_threads()
+    return max(1, min(most, int(work / _WORK_OF_A_THREAD)))
 
 
 def capture(record: Callable[[int], Tape], n: int, work: float) -> Captured | None:

@@ -14,7 +14,7 @@ from ctypes import CFUNCTYPE, c_int64, c_void_p
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
 from typing import Any
 
 import numba
@@ -395,7 +395,7 @@ def _entry(
 @cache
 def address(source: str) -> int:
     """The address of the compiled kernel, which stays loaded."""
-    kernel = numba.cfunc(_SIGNATURE, **_options(source))(_execute(source))
+    kernel = compiled(source, "kernel", numba.cfunc, _SIGNATURE, error_model="numpy")
     _LOADED.append(kernel)
     return kernel.address  # type: ignore[no-any-return]
 
@@ -403,15 +403,31 @@ def address(source: str) -> int:
 _LOADED: list[Any] = []
 
 
-def _options(source: str) -> dict[str, Any]:
-    return {"error_model": "numpy", "cache": _file(source) is not None}
+def compiled(source: str, name: str, decorator: Any, *arguments: Any, **options: Any) -> Any:
+    """The function `name` of a source as `decorator` of Numba compiles it, kept if it can be.
+
+    The source stands in the namespace of :mod:`xpmlp_numpy.native`: Numba looks there when it reads
+    what it has kept.
+    """
+    path = _file(source)
+    for attempt in (1, 2):
+        if path is None:
+            break
+        try:
+            return decorator(*arguments, cache=True, **options)(_execute(source, name, str(path)))
+        except Exception as error:  # what was kept is damaged, or there is no room to keep it
+            for kept in path.parent.glob(f"__pycache__/{path.stem}.*"):
+                kept.unlink(missing_ok=True)
+            if attempt == 2:
+                _warn_of_cache(path.parent, error)
+    return decorator(*arguments, **options)(_execute(source, name, "<compiled>"))
 
 
-def _execute(source: str) -> Callable[..., int]:
-    scope = dict(vars(native))  # with its __name__, where Numba looks when it reads its cache
-    exec(compile(source, str(_file(source) or "<kernel>"), "exec"), scope)
-    kernel: Callable[..., int] = scope["kernel"]
-    return kernel
+def _execute(source: str, name: str, path: str) -> Callable[..., Any]:
+    scope = dict(vars(native))
+    exec(compile(source, path, "exec"), scope)
+    function: Callable[..., Any] = scope[name]
+    return function
 
 
 @cache
@@ -422,10 +438,15 @@ def _file(source: str) -> Path | None:
         return None
     versions = f"{numba.__version__} {np.__version__} {sys.version} {_own_code()}"
     path = folder / f"{blake2b((versions + source).encode(), digest_size=12).hexdigest()}.py"
-    if not path.exists():
-        with NamedTemporaryFile("w", dir=folder, delete=False, suffix=".tmp") as file:
-            file.write(source)
-        os.replace(file.name, path)
+    try:
+        if not path.exists():
+            beside = path.with_suffix(f".{os.getpid()}.tmp")
+            beside.write_text(source, encoding="utf-8")
+            os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        _warn_of_cache(folder, error)
+        return None
     return path
 
 
@@ -439,12 +460,24 @@ def cache_folder() -> Path | None:
     """A folder of the user's for compiled kernels, or None with a warning."""
     named = os.environ.get("XPMLP_CACHE_DIR")
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    folder = Path(named) if named else Path(base or Path.home() / ".cache") / "xpmlp"
+    folder = Path("~/.cache/xpmlp")
     try:
+        folder = Path(named) if named else Path(base or Path.home() / ".cache") / "xpmlp"
         folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder):
+        if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
+            raise PermissionError("it belongs to somebody else, whose code would be run")
+        with TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        warn_user(f"compiled code cannot be kept in {folder} ({error}); each process compiles anew")
+    except (OSError, RuntimeError) as error:  # there may be no home
+        _warn_of_cache(folder, error)
         return None
     return folder
+
+
+def _warn_of_cache(folder: Path, error: Exception) -> None:
+    if folder not in _WARNED:
+        _WARNED.add(folder)
+        warn_user(f"compiled code cannot be kept in {folder} ({error}); each process compiles anew")
+
+
+_WARNED: set[Path] = set()

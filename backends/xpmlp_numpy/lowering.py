@@ -54,6 +54,11 @@ class View:
         )
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Where it begins, and how much further on at the next step."""
+        return self.address, self.advance
+
+    @property
     def itemsize(self) -> int:
         return np.dtype(self.dtype).itemsize
 
@@ -225,7 +230,6 @@ class Lowering:
 
     def lower(self, name: str, first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
         """Add the calls of a primitive, as it was in two successive steps."""
-        self.kept += first
         method = getattr(self, name, None)
         if method is None:
             raise CannotCapture(f"the primitive {name}")
@@ -254,17 +258,16 @@ class Lowering:
             else:
                 raise CannotCapture("a product of views with gaps in both directions")
         share = self.share(out.rows, out.cols)
-        everything = slice(0, a.cols)
-        lead = out.cols
+        inner = slice(0, a.cols)
 
         def make(rows: slice, cols: slice) -> Any:
-            pieces = _part(a, rows, everything), _part(b, everything, cols), _part(out, rows, cols)
-            d = [self.gemm[out.dtype], *codes, pieces[2].rows, pieces[2].cols, a.cols, *leads, lead]
-            return [(x.address, x.advance) for x in pieces], d
+            part = out.part(rows, cols)
+            d = [self.gemm[out.dtype], *codes, part.rows, part.cols, a.cols, *leads, out.cols]
+            return [x.place for x in (a.part(rows, inner), b.part(inner, cols), part)], d
 
         uses = [
-            Use(a, False, "rows" if share == "rows" else share if share == "one" else "all"),
-            Use(b, False, "cols" if share == "cols" else share if share == "one" else "all"),
+            Use(a, False, "all" if share == "cols" else share),
+            Use(b, False, "all" if share == "rows" else share),
             Use(out, True, share),
         ]
         self.add(kernels.gemm_source(out.dtype, self.gemm_bits), make, share,
@@ -353,6 +356,8 @@ class Lowering:
             source = kernels.rule_source(rule, dtype, kinds, len(outs), narrow)
             names = kernels.loops_of(rule, len(operands))
             loops = [native.ufunc_loop(getattr(self.functions, name), dtype) for name in names]
+            if "erf" in names and not native.scipy_is_quiet():
+                raise ValueError("SciPy is asked to report errors of its special functions")
         except Exception as error:
             raise CannotCapture(f"{rule!r} ({type(error).__name__}: {error})") from error
         scratch: list[np.ndarray[Any, Any]] = []
@@ -367,13 +372,13 @@ class Lowering:
         everything = [*outs, *given]
 
         def make(rows: slice, cols: slice) -> Any:
-            parts = [_part(x, rows, cols) for x in everything]
+            parts = [x.part(rows, cols) for x in everything]
             n_rows, n_cols = parts[0].rows, parts[0].cols
             if all((x.flat and x.rows == n_rows and x.cols == n_cols) or x.rows == x.cols == 1
                    for x in parts):  # fmt: skip
                 n_rows, n_cols = 1, n_rows * n_cols
             thread = next(turn)
-            p = [(x.address, x.advance) for x in parts]
+            p = [x.place for x in parts]
             p += [(memory[thread].ctypes.data, 0) for memory in scratch]
             d = [n_rows, n_cols, *(x.row_bytes if x.rows > 1 else 0 for x in parts)]
             return p, [*d, *(number for loop in loops for number in loop)]
@@ -401,12 +406,11 @@ class Lowering:
         share = "rows" if out.rows >= self.n_threads else "one"
 
         def make(rows: slice, cols: slice) -> Any:
-            part = _part(out, rows, cols)
-            source = x if indices else _part(x, rows, cols)
-            p = [(source.address, source.advance), (part.address, part.advance)]
+            part = out.part(rows, cols)
+            source = x if indices else x.part(rows, cols)
+            p = [source.place, part.place]
             if indices:
-                chosen = _part(indices, rows, slice(0, 1))
-                p.append((chosen.address, chosen.advance))
+                p.append(indices.part(rows, slice(0, 1)).place)
             return p, [part.rows, part.cols, x.row_bytes, out.row_bytes, x.col_bytes]
 
         uses = [Use(out, True, share), Use(x, False, "all" if indices else share)]
@@ -425,9 +429,9 @@ class Lowering:
         share = "rows" if x.rows >= self.n_threads else "one"
 
         def make(rows: slice, cols: slice) -> Any:
-            source, part = _part(x, rows, slice(0, x.cols)), _part(out, rows, slice(0, 1))
+            source, part = x.part(rows, slice(0, x.cols)), out.part(rows, slice(0, 1))
             d = [part.rows, x.cols, x.row_bytes, out.row_bytes]
-            return [(source.address, source.advance), (part.address, part.advance)], d
+            return [source.place, part.place], d
 
         uses = [Use(x, False, share), Use(out, True, share)]
         self.add(kernels.rows_source(x.dtype, operation), make, share, (out.rows, 1), uses)
@@ -454,9 +458,8 @@ class Lowering:
             piece = line.part(slice(0, 1), slice(number * _PART, stop))
             place = target.part(slice(number, number + 1), slice(0, 1)) if n_parts > 1 else out
             owner = number * self.n_threads // n_parts
-            p = [(piece.address, piece.advance), (place.address, place.advance)]
             parts: list[Any] = [None] * self.n_threads
-            parts[owner] = p, [1, stop - number * _PART]
+            parts[owner] = [piece.place, place.place], [1, stop - number * _PART]
             share = "one" if owner == 0 else "all"
             uses = [Use(piece, False, share), Use(place, True, share)]
             self.calls.append(Call(kernels.address(source), parts, uses))
@@ -465,7 +468,7 @@ class Lowering:
 
     def finite(self, x: Any) -> None:
         view = View.of(*x)
-        part = [(view.address, view.advance)], [0]
+        part = [view.place], [0]
         self.calls.append(
             Call(
                 kernels.address(kernels.finite_source(view.dtype)),
@@ -478,7 +481,8 @@ class Lowering:
         view = View.of(*out)
         first, second = stream
         one_batch_later = first._replace(counter=first.counter + (1 << 128))
-        if not view.flat or view.dtype != "float32" or second not in (first, one_batch_later):
+        advances = second is first or second == one_batch_later
+        if not view.flat or view.dtype != "float32" or not advances:
             raise CannotCapture("a stream that does not advance by batches")
         size = view.rows * view.cols
         line = view.moved(0, 1, size)
@@ -490,14 +494,10 @@ class Lowering:
         def make(rows: slice, cols: slice) -> Any:
             start, stop = 8 * rows.start, min(size, 8 * rows.stop)
             part = line.part(slice(0, 1), slice(start, stop))
-            return [(part.address, part.advance)], [start, stop - start, *words]
+            return [part.place], [start, stop - start, *words]
 
         share = "rows" if blocks >= self.n_threads else "one"
         self.add(kernels.uniform_source(), make, share, (blocks, 1), [Use(view, True, "all")])
-
-
-def _part(x: View, rows: slice, cols: slice) -> View:
-    return x.part(rows, cols)
 
 
 def _rowwise(x: View) -> bool:

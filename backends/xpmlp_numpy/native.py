@@ -201,11 +201,11 @@ def ufunc_loop(ufunc: Any, dtype: str) -> tuple[int, int]:
 
     Raises
     ------
-    LookupError
+    ValueError
         If it has no such loop.
     """
     code = np.dtype(dtype).char
-    place = ufunc.types.index(f"{code}->{code}")  # ValueError is turned below
+    place = ufunc.types.index(f"{code}->{code}")
 
     # PyUFuncObject: the object's head, four ints, then `functions` and `data`.
     head = id(ufunc) + object.__basicsize__ + 4 * ctypes.sizeof(ctypes.c_int)
@@ -226,6 +226,13 @@ def yield_address() -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
+def scipy_is_quiet() -> bool:
+    """Whether SciPy's functions report no errors of values, which takes Python."""
+    from scipy.special import geterr
+
+    return {value for kind, value in geterr().items() if kind != "memory"} == {"ignore"}
+
+
 @cache
 def blas_threads() -> Any:
     """What limits the threads of BLAS."""
@@ -235,9 +242,6 @@ def blas_threads() -> Any:
 
 
 def max_threads() -> int:
-    """As many as BLAS may use now; one where that cannot be told or limited."""
-    try:
-        infos = blas_threads().select(user_api="blas").info()
-    except ImportError:
-        return 1
+    """As many as BLAS may use now."""
+    infos = blas_threads().select(user_api="blas").info()
     return max((info["num_threads"] for info in infos), default=1)
