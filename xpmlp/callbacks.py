@@ -38,7 +38,7 @@ class Callback:
         """
 
     def on_progress(self, run: Run, n_rows: int) -> None:
-        """After one or more steps on `n_rows` rows in all."""
+        """After one or more steps on `n_rows` rows in all; ``run.batch`` is the first of them."""
 
     def on_epoch(self, run: Run) -> None:
         """After each epoch, when its values are in ``run.history``."""

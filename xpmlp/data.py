@@ -19,8 +19,10 @@ from xpmlp.losses import Loss
 from xpmlp.rng import stream
 from xpmlp.typing import Array, Backend
 
-# Elements looked at at a time, so that checking needs no memory of the data's size.
-_CHECK_ELEMENTS = 1 << 19
+# Elements added up at a time, and looked at one by one, so that checking needs no memory of the
+# data's size.
+_SUM_ELEMENTS = 1 << 19
+_CHECK_ELEMENTS = 16384
 
 
 class SparseRows:
@@ -328,11 +330,13 @@ def _check_values(x: Any, name: str, dtype: str) -> None:
     largest = float(host().xp.finfo(getattr(host().xp, dtype)).max)
     wider = float(xp.finfo(x.dtype).max) > largest
     with backend_of(x).context():
-        for part in blocks(x.shape[0], max(1, _CHECK_ELEMENTS // math.prod(x.shape[1:]))):
+        width = math.prod(x.shape[1:])
+        # A finite sum has finite terms, and to add is faster than to look at each.
+        parts = blocks(x.shape[0], max(1, _SUM_ELEMENTS // width))
+        if not wider and all(bool(xp.isfinite(xp.sum(x[part, ...]))) for part in parts):
+            return
+        for part in blocks(x.shape[0], max(1, _CHECK_ELEMENTS // width)):
             rows = x[part, ...]
-            # A finite sum has finite terms, and to add is faster than to look at each.
-            if not wider and bool(xp.isfinite(xp.sum(rows))):
-                continue
             if not bool(xp.all(xp.isfinite(rows))):
                 what = "NaN" if bool(xp.any(xp.isnan(rows))) else "infinity"
                 raise ValueError(f"{name} contains {what}, expected finite numbers")
