@@ -4,10 +4,10 @@ r"""Optimizers: in-place updates of one flat parameter vector.
 of one element is a rule in :mod:`xpmlp.rules`, so one formula serves every adapter. The state
 belongs to one run: its step count starts at 0 and is never reset.
 
-Every optimizer takes ``learning_rate``, a number or a schedule, which is a function of the step alone
-and may be asked for some steps ahead, and ``weight_decay=``, which is
-decoupled from the gradient (Loshchilov & Hutter 2019): :math:`\theta \leftarrow (1 - \eta
-\lambda)\,\theta` before the update. PyTorch calls the penalty :math:`\tfrac\alpha2 \|\theta\|^2`
+Every optimizer takes ``learning_rate``, a number or a schedule, which is a function of the step
+alone and may be asked for some steps ahead, and ``weight_decay=``, which is decoupled from the
+gradient (Loshchilov & Hutter 2019): :math:`\theta \leftarrow (1 - \eta \lambda)\,\theta` before
+the update. PyTorch calls the penalty :math:`\tfrac\alpha2 \|\theta\|^2`
 ``weight_decay`` except in AdamW; here that is ``alpha`` of the objective.
 """
 
