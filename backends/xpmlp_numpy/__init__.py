@@ -207,7 +207,7 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
         if outs[0].size <= BLOCK:
             run(outs, operands)
             return
-        if outs[0].size >= THRESHOLD and numba_installed() and numba_works():
+        if outs[0].size >= THRESHOLD and numba_works():
             from xpmlp_numpy.kernels import run_rule
 
             if run_rule(rule, outs, operands):
@@ -241,7 +241,9 @@ def numba_installed() -> bool:
 
 @cache
 def numba_works() -> bool:
-    """Whether Numba can be imported, which takes a while, and compiles."""
+    """Whether Numba is there, can be imported, which takes a while, and compiles."""
+    if not numba_installed():
+        return False
     try:
         import numba
     except Exception as error:  # NumPy is newer than it knows, or it is broken

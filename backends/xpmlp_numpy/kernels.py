@@ -219,53 +219,38 @@ def copy_source(dtype: str, out: str, indexed: bool, gaps: bool) -> str:
     )
 
 
-def rows_source(dtype: str, operation: str) -> str:
-    """Sum or maximum of each row. ``p``: x, out; ``d``: rows, columns, bytes from row to row."""
-    step = "s += x[j]" if operation == "sum" else "s = x[j] if (x[j] > s) | (x[j] != x[j]) else s"
-    start = f"{dtype}(0)" if operation == "sum" else "x[0]"
-    lanes = [
-        "if cols >= 8:",
-        "    s0, s1, s2, s3, s4, s5, s6, s7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]",
-        "    first = cols - cols % 8",
-        "    for j in range(8, first, 8):",
-        *(f"        s{i} += x[j + {i}]" for i in range(8)),
-        "    s = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))",
-    ]
+def sum_source(dtype: str, out: str, squared: bool = False) -> str:
+    """Sum of each row, or of its squares. ``p``: x, out; ``d``: rows, columns, bytes from row to
+    row of both."""
+    value = f"{out}(x[{{0}}])" + (f" * {out}(x[{{0}}])" if squared else "")
+    return _function(
+        [
+            "rows, cols = d[0], d[1]",
+            "first = cols - cols % 8",
+            "for r in range(rows):",
+            f"    x = carray({dtype}_at(p[0] + r * d[2]), cols)",
+            *(f"    s{i} = {out}(0)" for i in range(8)),
+            "    for j in range(0, first, 8):",
+            *(f"        s{i} += {value.format(f'j + {i}')}" for i in range(8)),
+            "    s = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))",
+            "    for j in range(first, cols):",
+            f"        s += {value.format('j')}",
+            f"    carray({out}_at(p[1] + r * d[3]), 1)[0] = s",
+        ]
+    )
+
+
+def max_source(dtype: str) -> str:
+    """Maximum of each row. ``p``: x, out; ``d``: rows, columns, bytes from row to row of both."""
     return _function(
         [
             "rows, cols = d[0], d[1]",
             "for r in range(rows):",
             f"    x = carray({dtype}_at(p[0] + r * d[2]), cols)",
-            f"    s, first = {start}, 0",
-            *(f"    {line}" for line in (lanes if operation == "sum" else [])),
-            "    for j in range(first, cols):",
-            f"        {step}",
+            "    s = x[0]",
+            "    for j in range(1, cols):",
+            "        s = x[j] if (x[j] > s) | (x[j] != x[j]) else s",
             f"    carray({dtype}_at(p[1] + r * d[3]), 1)[0] = s",
-        ]
-    )
-
-
-def total_source(dtype: str, out: str, squared: bool) -> str:
-    """Sum of all elements, or of their squares. ``p``: x, out; ``d``: 1, their number."""
-    lanes = range(8)
-    value = f"{out}(x[{{}}])"
-    if squared:
-        value = f"{value} * {value}"
-
-    def element(index: str) -> str:
-        return value.replace("{}", index)
-
-    return _function(
-        [
-            "n = d[1]",
-            f"x = carray({dtype}_at(p[0]), n)",
-            *(f"s{i} = {out}(0)" for i in lanes),
-            "for j in range(0, n - n % 8, 8):",
-            *(f"    s{i} += {element(f'j + {i}')}" for i in lanes),
-            "s = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))",
-            "for j in range(n - n % 8, n):",
-            f"    s += {element('j')}",
-            f"carray({out}_at(p[1]), 1)[0] = s",
         ]
     )
 
@@ -438,9 +423,9 @@ def _file(source: str) -> Path | None:
         return None
     versions = f"{numba.__version__} {np.__version__} {sys.version} {_own_code()}"
     path = folder / f"{blake2b((versions + source).encode(), digest_size=12).hexdigest()}.py"
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         if not path.exists():
-            beside = path.with_suffix(f".{os.getpid()}.tmp")
             beside.write_text(source, encoding="utf-8")
             os.replace(beside, path)
     except OSError as error:

@@ -418,12 +418,13 @@ class Lowering:
         self.add(source, make, share, (out.rows, out.cols), uses)
 
     def sum_rows(self, x: Any, out: Any) -> None:
-        self._of_rows("sum", View.of(*x), View.of(*out))
+        self._of_rows(kernels.sum_source(str(x[0].dtype), str(x[0].dtype)), x, out)
 
     def max_rows(self, x: Any, out: Any) -> None:
-        self._of_rows("max", View.of(*x), View.of(*out))
+        self._of_rows(kernels.max_source(str(x[0].dtype)), x, out)
 
-    def _of_rows(self, operation: str, x: View, out: View) -> None:
+    def _of_rows(self, kernel: str, x: Any, out: Any) -> None:
+        x, out = View.of(*x), View.of(*out)
         if not _rowwise(x) or x.dtype != out.dtype:
             raise CannotCapture("rows with gaps")
         share = "rows" if x.rows >= self.n_threads else "one"
@@ -434,7 +435,7 @@ class Lowering:
             return [source.place, part.place], d
 
         uses = [Use(x, False, share), Use(out, True, share)]
-        self.add(kernels.rows_source(x.dtype, operation), make, share, (out.rows, 1), uses)
+        self.add(kernel, make, share, (out.rows, 1), uses)
 
     def total(self, x: Any, out: Any) -> None:
         self._total(View.of(*x), View.of(*out), squared=False)
@@ -452,14 +453,14 @@ class Lowering:
         sums = np.zeros(n_parts, out.dtype)
         self.kept.append(sums)
         target = View.of(sums[:, None], sums[:, None]) if n_parts > 1 else out
-        source = kernels.total_source(x.dtype, out.dtype, squared)
+        source = kernels.sum_source(x.dtype, out.dtype, squared)
         for number in range(n_parts):
             stop = min(size, (number + 1) * _PART)
             piece = line.part(slice(0, 1), slice(number * _PART, stop))
             place = target.part(slice(number, number + 1), slice(0, 1)) if n_parts > 1 else out
             owner = number * self.n_threads // n_parts
             parts: list[Any] = [None] * self.n_threads
-            parts[owner] = [piece.place, place.place], [1, stop - number * _PART]
+            parts[owner] = [piece.place, place.place], [1, stop - number * _PART, 0, 0]
             share = "one" if owner == 0 else "all"
             uses = [Use(piece, False, share), Use(place, True, share)]
             self.calls.append(Call(kernels.address(source), parts, uses))
