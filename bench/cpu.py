@@ -19,7 +19,7 @@ from bench.contenders import (
     Xpmlp,
     make_fit,
 )
-from bench.data import MIN_ROWS, data_option, find, out_option
+from bench.data import MIN_ROWS, data_option, find, out_option, rounds_option
 from bench.environment import environment, write
 from bench.peers import Jax, Torch, TorchCompiled, TorchFused
 from bench.plots import steps_plot
@@ -68,10 +68,7 @@ def _peers(context: Any, parameter: Any, value: str) -> list[str]:
     "--epochs", type=click.IntRange(1),
     help="Epochs of a timed call. Default: those of each shape and batch.",
 )  # fmt: skip
-@click.option(
-    "--rounds", default=9, show_default=True, type=click.IntRange(1),
-    help="Timed calls of each contender.",
-)  # fmt: skip
+@rounds_option()
 @click.option(
     "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float64"])
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ data_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"An .npz of Fashion-MNIST. Default: ${ENVIRONMENT_VARIABLE}, else a download.",
 )
+
+
+def rounds_option(
+    default: int = 9, what: str = "Timed calls of each contender."
+) -> Callable[[Any], Any]:
+    """The option ``--rounds``."""
+    return click.option(
+        "--rounds", default=default, show_default=True, type=click.IntRange(1), help=what
+    )
+
+
 out_option = click.option(
     "--out",
     default="bench/results",

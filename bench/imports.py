@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bench.contenders import WithoutNumba, Xpmlp, make_fit
-from bench.data import data_option, find, out_option
+from bench.data import data_option, find, out_option, rounds_option
 from bench.environment import environment, headline, write
 from bench.problem import Problem, problems
 from bench.report import table
@@ -34,10 +34,7 @@ CASES = [("784-256-128-10", 200), ("30-64-32-2", 32)]
 
 
 @click.command(name="import")
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1),
-    help="Fresh interpreters of each kind.",
-)  # fmt: skip
+@rounds_option(5, "Fresh interpreters of each kind.")
 @data_option
 @out_option
 def imports(rounds: int, data: Path | None, out: Path) -> None:

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from bench.contenders import Contender, ScikitLearn, Xpmlp
-from bench.data import MIN_ROWS, data_option, find, out_option
+from bench.data import MIN_ROWS, data_option, find, out_option, rounds_option
 from bench.environment import environment, headline, write
 from bench.peers import Torch
 from bench.problem import Problem, parse_shape
@@ -79,10 +79,7 @@ SEEN_BY_TRACEMALLOC = (Xpmlp.name, ScikitLearn.name)
 @click.command()
 @click.option("--shape", default="784-256-128-10", show_default=True, help="The network.")
 @click.option("--rows", default=60_000, show_default=True, type=click.IntRange(MIN_ROWS, 60_000))
-@click.option(
-    "--rounds", default=9, show_default=True, type=click.IntRange(1),
-    help="Timed calls of each contender.",
-)  # fmt: skip
+@rounds_option()
 @data_option
 @out_option
 def predict(shape: str, rows: int, rounds: int, data: Path | None, out: Path) -> None:

@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from bench.contenders import Xpmlp, make_fit
-from bench.data import out_option
+from bench.data import out_option, rounds_option
 from bench.environment import environment, headline, write
 from bench.plots import scaling_plot
 from bench.problem import Problem, whole_numbers
@@ -46,7 +46,7 @@ def _problem(hidden: tuple[int, ...], rows: int) -> Problem:
 )  # fmt: skip
 @click.option("--width", default="32,128,512,2048", show_default=True, callback=whole_numbers)
 @click.option("--depth", default="1,2,4,8,16", show_default=True, callback=whole_numbers)
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@rounds_option(5, "Timed calls of each size.")
 @out_option
 def scaling(rows: list[int], width: list[int], depth: list[int], rounds: int, out: Path) -> None:
     """Time of an epoch against rows, width and depth; synthetic data, float32."""

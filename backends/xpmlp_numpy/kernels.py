@@ -15,7 +15,7 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -51,9 +51,17 @@ _TEXTS = {
 # --- Sources ----------------------------------------------------------------------------------
 
 
+class RuleSource(NamedTuple):
+    """A kernel of a rule, the names of the LOOPS it calls, in order, and elements of scratch."""
+
+    text: str
+    loops: list[str]
+    scratch: int
+
+
 def rule_source(
     rule: Rule, dtype: str, kinds: Sequence[str | int], n_outs: int, narrow: Sequence[int] = ()
-) -> str:
+) -> RuleSource:
     """A kernel of `rule` over rows.
 
     ``p`` is the outs, the operands, and where LOOPS are used an address of scratch and of five
@@ -91,20 +99,20 @@ def rule_source(
     stages = _stages(written, dtype, operands)
     if len(stages) == 1:
         body = ["for j in range(cols):", *_indented(stages[0][0])]
-        return _function(
-            ["rows, cols = d[0], d[1]", "for r in range(rows):", *_indented(rows + body)]
-        )
-    body, n_loops = [], 0
+        lines = ["rows, cols = d[0], d[1]", "for r in range(rows):", *_indented(rows + body)]
+        return RuleSource(_function(lines), [], 0)
+    body = []
+    names: list[str] = []
     for lines, loops in stages:
         body += ["for j in range(start, stop):", *_indented(lines)]
         for place in loops:
-            address, data = (f"d[{2 + n + 2 * n_loops + i}]" for i in (0, 1))
+            address, data = (f"d[{2 + n + 2 * len(names) + i}]" for i in (0, 1))
             body += [
                 f"q[0] = q[1] = p[{n}] + {place * BLOCK * size}",
                 f"call_ufunc_loop({address}, q_, q_ + 16, q_ + 24, {data})",
             ]
-            n_loops += 1
-    return _function(
+            names.append(written.nodes[place].operation)
+    text = _function(
         [
             "rows, cols = d[0], d[1]",
             f"q_ = p[{n + 1}]",
@@ -122,6 +130,7 @@ def rule_source(
             *_indented(_indented(body)),
         ]
     )
+    return RuleSource(text, names, BLOCK * len(written.nodes))
 
 
 def _stages(
@@ -187,18 +196,6 @@ def _stages(
 
 def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
-
-
-def scratch_elements(rule: Rule, n_operands: int) -> int:
-    """Elements of scratch that a kernel of the rule needs."""
-    return BLOCK * len(trace(rule, n_operands).nodes)
-
-
-def loops_of(rule: Rule, n_operands: int) -> list[str]:
-    """The names of the loops that a kernel of the rule calls, in its order."""
-    written = trace(rule, n_operands)
-    stages = _stages(written, "float64", [""] * n_operands)
-    return [written.nodes[place].operation for _, loops in stages for place in loops]
 
 
 def copy_source(dtype: str, out: str, indexed: bool, gaps: bool) -> str:
@@ -358,7 +355,7 @@ def _whole(x: np.ndarray[Any, Any], shape: tuple[int, ...]) -> bool:
 @cache
 def _compilable(rule: Rule, n_operands: int) -> bool:
     try:
-        return not loops_of(rule, n_operands)
+        return not any(node.operation in LOOPS for node in trace(rule, n_operands).nodes)
     except Exception:  # whatever a rule raises that does more than it may
         return False
 
@@ -369,7 +366,7 @@ def _entry(
 ) -> Callable[[int, int, int], int]:
     function = CFUNCTYPE(c_int64, *[c_void_p] * 3)
     entry: Callable[[int, int, int], int] = function(
-        address(rule_source(rule, dtype, kinds, n_outs))
+        address(rule_source(rule, dtype, kinds, n_outs).text)
     )
     return entry
 

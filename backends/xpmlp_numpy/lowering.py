@@ -354,17 +354,17 @@ class Lowering:
         try:
             narrow = [i for i, x in enumerate(operands) if x.dtype != dtype]
             source = kernels.rule_source(rule, dtype, kinds, len(outs), narrow)
-            names = kernels.loops_of(rule, len(operands))
-            loops = [native.ufunc_loop(getattr(self.functions, name), dtype) for name in names]
-            if "erf" in names and not native.scipy_is_quiet():
+            loops = [
+                native.ufunc_loop(getattr(self.functions, name), dtype) for name in source.loops
+            ]
+            if "erf" in source.loops and not native.scipy_is_quiet():
                 raise ValueError("SciPy is asked to report errors of its special functions")
         except Exception as error:
             raise CannotCapture(f"{rule!r} ({type(error).__name__}: {error})") from error
         scratch: list[np.ndarray[Any, Any]] = []
-        if names:
-            elements = kernels.scratch_elements(rule, len(operands))
+        if loops:
             scratch = [
-                np.zeros((self.n_threads, elements), dtype),
+                np.zeros((self.n_threads, source.scratch), dtype),
                 np.zeros((self.n_threads, 8), int),
             ]
             self.kept += scratch
@@ -385,7 +385,7 @@ class Lowering:
 
         uses = [Use(x, True, share) for x in outs]
         uses += [Use(x, False, _share_of(x, rows, cols, share)) for x in operands]
-        self.add(source, make, share, (rows, cols), uses)
+        self.add(source.text, make, share, (rows, cols), uses)
 
     def copy(self, x: Any, out: Any) -> None:
         x, out = View.of(*x), View.of(*out)
