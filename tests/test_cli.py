@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import xpmlp
 from xpmlp.cli import main
-from xpmlp.pipeline import Pipeline
 
 FAST = ["--epochs", "3", "--device", "cpu", "--quiet"]
 
@@ -137,7 +137,7 @@ def test_a_regression_is_predicted_in_its_own_units(capsys):
     options = ["--hidden", "", "--lr", "0.05", "--epochs", "200", "--device", "cpu", "--quiet"]
     assert run("train", "line.npz", *options, "--out", "m") == 0
     capsys.readouterr()
-    predicted = Pipeline.load("m", "cpu").predict(np.array([[0.0], [1.0]]))
+    predicted = xpmlp.load("m", "cpu").predict(np.array([[0.0], [1.0]]))
     np.testing.assert_allclose(predicted, [1000.0, 1500.0], rtol=0.01)
 
 
@@ -153,7 +153,7 @@ def test_options_reach_the_network_and_the_training(capsys):
     shown = capsys.readouterr().out
     assert "Dense(8, leaky_relu) no bias -> Dropout(0.1) -> Dense(4, tanh) no bias" in shown
     assert "validation" in shown
-    network = Pipeline.load("m", "cpu").network
+    network = xpmlp.load("m", "cpu").network
     assert (network.dtype, network.seed) == ("float32", 4)
     assert network.layers[0].activation.slope == 0.2
     assert network.layers[0].init.std == 0.1
@@ -303,7 +303,7 @@ def test_uint8_files_are_trained_in_float64(capsys):
 def test_classes_of_bytes_are_text(capsys):
     np.savez("d.npz", X=np.arange(40.0).reshape(20, 2), y=np.array([b"a", b"b"] * 10))
     assert run("train", "d.npz", *FAST, "--out", "m") == 0
-    assert Pipeline.load("m", "cpu").classes == ["a", "b"]
+    assert xpmlp.load("m", "cpu").classes == ["a", "b"]
 
 
 def test_a_class_without_a_value_is_refused(capsys):
@@ -325,7 +325,7 @@ def test_columns_can_be_dropped(capsys):
     write_csv("flowers.csv", [[*row, f"id{i}"] for i, row in enumerate(flowers())])
     options = ["--target", "kind", "--drop", "noise,id0"]
     assert run("train", "flowers.csv", *options, *FAST, "--out", "m") == 0
-    assert Pipeline.load("m", "cpu").features == ["size"]
+    assert xpmlp.load("m", "cpu").features == ["size"]
     capsys.readouterr()
     assert "Did you mean 'noise'" in refused(capsys, "train", "flowers.csv", "--drop", "nois")[:400]
 

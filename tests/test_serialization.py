@@ -3,17 +3,29 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 import xpmlp
-from xpmlp import Dense, Dropout, ModelFileError, Network
+from xpmlp import (
+    Dense,
+    Dropout,
+    EarlyStopping,
+    MLPClassifier,
+    MLPRegressor,
+    ModelFileError,
+    Network,
+    NonFiniteLossError,
+)
 from xpmlp.activations import ACTIVATIONS, ELU
+from xpmlp.files import read_tensors, write_atomically, write_tensors
 from xpmlp.initializers import INITIALIZERS, Normal
-from xpmlp.serialization import read_model, write_atomically, write_model
+from xpmlp.optimizers import SGD, Adam
+from xpmlp.schedules import Cosine
 
 X = np.random.default_rng(0).standard_normal((6, 3))
 
@@ -26,20 +38,18 @@ def make(dtype="float64", backend="numpy"):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_round_trip(tmp_path, backend, dtype):
     network = make(dtype, backend)
-    write_model(tmp_path / "m", network, {"extra": X}, {"note": ["a", 1]})
-    loaded, tensors, description = read_model(tmp_path / "m", "cpu")
+    xpmlp.save(network, tmp_path / "m")
+    loaded = xpmlp.load(tmp_path / "m", "cpu")
     assert loaded.layers == network.layers
     assert (loaded.dtype, loaded.seed, loaded.n_features) == (dtype, 7, 3)
     np.testing.assert_array_equal(loaded.parameters, backend.to_host(network.parameters))
-    np.testing.assert_array_equal(tensors["extra"], X)
-    assert description["note"] == ["a", 1]
 
 
 def test_save_and_load(tmp_path, backend):
     network = make(backend=backend)
     xpmlp.save(network, tmp_path / "m")
     np.testing.assert_array_equal(xpmlp.load(tmp_path / "m").predict(X), make().predict(X))
-    with pytest.raises(TypeError, match="network must be a Network, got 3"):
+    with pytest.raises(TypeError, match=r"model must be a Network, an MLPClassifier .*, got 3"):
         xpmlp.save(3, tmp_path / "m")
 
 
@@ -58,8 +68,8 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path):
 @pytest.mark.parametrize("init", sorted(INITIALIZERS))
 def test_every_name_survives(tmp_path, activation, init):
     network = Network(3, [Dense(2, activation, init=init)], device="cpu")
-    write_model(tmp_path / "m", network, {}, {})
-    assert read_model(tmp_path / "m", "cpu")[0].layers == network.layers
+    xpmlp.save(network, tmp_path / "m")
+    assert xpmlp.load(tmp_path / "m", "cpu").layers == network.layers
 
 
 def test_an_old_file_stays_whole_when_writing_fails(tmp_path, monkeypatch):
@@ -89,7 +99,7 @@ def test_a_broken_network_is_not_saved(tmp_path):
     network = make()
     network.parameters[3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
-        write_model(tmp_path / "m", network, {}, {})
+        xpmlp.save(network, tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
@@ -130,32 +140,24 @@ def test_numpy_numbers_in_layers_are_saved(tmp_path):
 
 
 def test_parameters_that_are_not_finite_are_refused(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     xpmlp.save(make(), tmp_path / "m")
-    tensors = load_file(tmp_path / "m")
+    tensors, description = read_tensors(tmp_path / "m")
     tensors["parameters"][0] = np.nan
-    with safe_open(tmp_path / "m", framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(tensors, tmp_path / "m", metadata)
+    write_tensors(tmp_path / "m", tensors, description)
     with pytest.raises(ModelFileError, match="NaN or infinite"):
         xpmlp.load(tmp_path / "m")
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_model(tmp_path / "none")
+        xpmlp.load(tmp_path / "none")
 
 
 def rewrite(path, change):
-    """Change the description of a written file."""
-    from safetensors.numpy import save
-
-    with safe_open(path, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        description = json.loads(file.metadata()["xpmlp"])
+    """Change the description of a written file, and sign it anew."""
+    tensors, description = read_tensors(path)
     change(description)
-    path.write_bytes(save(tensors, metadata={"xpmlp": json.dumps(description)}))
+    write_tensors(path, tensors, description)
 
 
 def drop(key):
@@ -199,24 +201,283 @@ def put(key, value):
 )
 def test_changed_descriptions_are_refused(tmp_path, change):
     path = tmp_path / "m"
-    write_model(path, make(), {}, {})
+    xpmlp.save(make(), path)
     rewrite(path, change)
     with pytest.raises(ModelFileError, match="m "):
-        read_model(path, "cpu")
+        xpmlp.load(path, "cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x80\x04K\x01.", b"\xff" * 64, b"PK\x03\x04"])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
     with pytest.raises(ModelFileError):
-        read_model(tmp_path / "m")
+        xpmlp.load(tmp_path / "m")
 
 
 def test_truncated_files_are_refused(tmp_path):
     path = tmp_path / "m"
-    write_model(path, make(), {}, {})
+    xpmlp.save(make(), path)
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(ModelFileError):
-            read_model(path, "cpu")
+            xpmlp.load(path, "cpu")
+
+
+# --- One digest of every byte --------------------------------------------------------------------
+
+
+def test_every_changed_byte_is_found(tmp_path, rng):
+    path = tmp_path / "m"
+    xpmlp.save(make(), path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(ModelFileError, match=r"m is not a model file of xpmlp, or is damaged"):
+            xpmlp.load(path, "cpu")
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ModelFileError, match="digest"):
+        xpmlp.load(path, "cpu")
+
+
+def test_a_file_of_this_format_needs_its_digest(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "m"
+    xpmlp.save(make(), path)
+    tensors, description = load_file(path), read_tensors(path)[1]
+    del description["sha256"]
+    save_file(tensors, path, {"xpmlp": json.dumps(description)})
+    with pytest.raises(ModelFileError, match="it has no digest"):
+        xpmlp.load(path, "cpu")
+
+
+def test_nothing_is_named_twice(tmp_path):
+    path = tmp_path / "m"
+    text = '{\\"format\\": 1, \\"format\\": 1}'
+    header = b'{"__metadata__":{"xpmlp":"' + text.encode() + b'"}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelFileError, match="names something twice"):
+        xpmlp.load(path, "cpu")
+
+
+def test_text_that_looks_like_a_digest_does_no_harm(tmp_path):
+    labels = np.array(['"sha256": "' + "0" * 64 + '"', "b"])
+    model = MLPClassifier((3,), max_iter=1, solver="sgd", random_state=0)
+    with pytest.warns(UserWarning, match="converged"):
+        model.fit(X, labels[[0, 1, 0, 1, 0, 1]])
+    xpmlp.save(model, tmp_path / "m")
+    np.testing.assert_array_equal(xpmlp.load(tmp_path / "m", "cpu").classes_, labels)
+
+
+def test_the_same_model_is_the_same_file(tmp_path):
+    xpmlp.save(make(), tmp_path / "a")
+    xpmlp.save(make(), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_too_long_a_description_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("xpmlp.files.MAX_HEADER", 300)
+    with pytest.raises(ValueError, match="a file has room for 300"):
+        xpmlp.save(make(), tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+# --- Estimators and earlier formats --------------------------------------------------------------
+
+LABELS = {
+    "text": np.array(list("bca"))[np.arange(60) % 3],
+    "text of objects": np.array(["no", "yes"], dtype=object)[np.arange(60) % 2],
+    "bools": np.arange(60) % 2 == 0,
+    "numbers": np.arange(60, dtype=np.int16) % 5 * 3,
+    "one class": np.zeros(60, int),
+    "several labels": np.eye(3, dtype=int)[np.arange(60) % 3],
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("labels", LABELS)
+def test_classifiers_survive(tmp_path, rng, labels):
+    data, y = rng.standard_normal((60, 4)), LABELS[labels]
+    solver = Adam(Cosine(0.01, n_steps=99), beta_1=np.float32(0.5))
+    model = MLPClassifier(
+        (5,), activation=[ELU(0.5)], solver=solver, max_iter=4, n_iter_no_change=np.inf,
+        class_weight=None if y.ndim > 1 else {y[0]: 2.0}, early_stopping=labels == "numbers",
+        random_state=0,
+    ).fit(data, y)  # fmt: skip
+    xpmlp.save(model, tmp_path / "m")
+    loaded = xpmlp.load(tmp_path / "m", "cpu")
+    assert type(loaded) is MLPClassifier
+    assert loaded.get_params(deep=False) == model.get_params(deep=False)
+    np.testing.assert_array_equal(loaded.predict_proba(data), model.predict_proba(data))
+    predicted = loaded.predict(data)
+    np.testing.assert_array_equal(predicted, model.predict(data))
+    assert predicted.dtype == model.predict(data).dtype
+    assert loaded.classes_.dtype == model.classes_.dtype
+    assert loaded.history_.to_dict() == model.history_.to_dict()
+    for name in ("loss_curve_", "n_iter_", "t_", "validation_scores_", "loss_", "best_loss_"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    loaded.partial_fit(data, y) if labels != "numbers" else loaded.fit(data, y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_regressors_survive(tmp_path, rng, n_outputs):
+    pandas = pytest.importorskip("pandas")
+    data = pandas.DataFrame(rng.standard_normal((30, 3)), columns=["a", "b", "c"])
+    y = data.to_numpy()[:, :n_outputs].squeeze()
+    layers = [Dense(4, "gelu"), Dropout(0.1), Dense(3, "tanh", init="orthogonal")]
+    model = MLPRegressor("huber", layers=layers, max_iter=3, dtype=np.float32).fit(data, y)
+    xpmlp.save(model, tmp_path / "m")
+    loaded = xpmlp.load(tmp_path / "m", "cpu")
+    np.testing.assert_array_equal(loaded.predict(data), model.predict(data))
+    assert loaded.predict(data).dtype == np.float32
+    assert list(loaded.feature_names_in_) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.predict(data[["b", "a", "c"]])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("callbacks", [EarlyStopping("loss")]),
+        ("random_state", np.random.RandomState(0)),
+        ("learning_rate", lambda step: 0.1),
+    ],
+)
+def test_what_no_file_can_name_is_refused_by_its_name(tmp_path, rng, name, value):
+    model = MLPRegressor(max_iter=2, **{name: value}).fit(X, X[:, 0])
+    with pytest.raises(ValueError, match=f"{name}=.* cannot be saved"):
+        xpmlp.save(model, tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_fitted_estimators_of_the_library_are_saved(tmp_path):
+    from sklearn.exceptions import NotFittedError
+
+    with pytest.raises(NotFittedError):
+        xpmlp.save(MLPRegressor(), tmp_path / "m")
+
+    class Mine(MLPRegressor):
+        pass
+
+    with pytest.raises(TypeError, match="model must be"):
+        xpmlp.save(Mine(), tmp_path / "m")
+
+
+def nested(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(description):
+        for key in keys:
+            description = description[key]
+        description[last] = value
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        nested("estimator", "class", "os.system"),
+        nested("estimator", "parameters", "hidden", 3),
+        nested("estimator", "parameters", "solver", {"optimizer": {"name": "system"}}),
+        nested("estimator", "parameters", "solver", {"pickle": "gASVJ"}),
+        nested("estimator", "parameters", "solver", {"float": "1e999"}),
+        nested("estimator", "parameters", "layers", {"array": [1], "dtype": "<U99999999"}),
+        nested("estimator", "fitted", "n_features_in_", 7),
+        nested("estimator", "fitted", "n_outputs_", 7),
+        nested("estimator", "fitted", "__class__", "x"),
+        nested("estimator", "fitted", "predict", 3),
+        nested("estimator", "labels", {}),
+        nested("estimator", "labels", "classes", {"array": [1, 2, 3], "dtype": "int64"}),
+        nested("estimator", "labels", "classes", {"array": [2, 1], "dtype": "int64"}),
+        nested("estimator", "labels", "classes", 3),
+        nested("estimator", "history", {"values": {"mapping": [[1]]}, "stopped": None}),
+        nested("estimator", 3),
+        nested("pipeline", {}),
+        nested("format", "2"),
+        nested("extra", 1),
+        nested("seed", True),
+    ],
+)
+def test_changed_estimators_are_refused(tmp_path, change):
+    model = MLPClassifier((3,), max_iter=1, random_state=0).fit(X, [0, 1, 0, 1, 0, 1])
+    xpmlp.save(model, tmp_path / "m")
+    rewrite(tmp_path / "m", change)
+    with pytest.raises(ModelFileError, match="m "):
+        xpmlp.load(tmp_path / "m", "cpu")
+
+
+FILES = Path(__file__).parent / "files"
+TWO_ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [6.0, 2.9, 5.0, 1.8]])
+
+
+def test_files_of_every_format_load():
+    network = xpmlp.load(FILES / "format-1/network.safetensors", "cpu")
+    expected = [[0.58224761, 0.41775241], [0.77049524, 0.22950482]]
+    np.testing.assert_allclose(network.predict(np.arange(6.0).reshape(2, 3)), expected, rtol=1e-6)
+    for name in ("format-1", "format-2"):
+        pipeline = xpmlp.load(FILES / name / "pipeline.safetensors", "cpu")
+        expected = [[0.18406817, 0.67593155, 0.14000028], [0.14515491, 0.60638624, 0.24845886]]
+        np.testing.assert_allclose(pipeline.output(TWO_ROWS), expected, rtol=1e-6)
+        assert pipeline.classes == ["setosa", "versicolor", "virginica"]
+    model = xpmlp.load(FILES / "format-2/classifier.safetensors", "cpu")
+    assert model.predict(TWO_ROWS).tolist() == ["setosa", "virginica"]
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def test_orphans_of_killed_processes_are_removed(tmp_path):
+    orphan = tmp_path / ".m.0123abcd"
+    other = tmp_path / ".m.backup"
+    for file in (orphan, other):
+        file.write_bytes(b"half")
+    write_atomically(tmp_path / "m", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".m.backup", "m"]
+
+
+def test_what_another_process_is_writing_is_no_orphan(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    with open(tmp_path / ".m.0123abcd", "wb") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        write_atomically(tmp_path / "m", b"new")
+        assert sorted(os.listdir(tmp_path)) == [".m.0123abcd", "m"]
+
+
+def test_many_writers_of_one_file_do_not_meet(tmp_path):
+    def write(number):
+        for _ in range(25):
+            write_atomically(tmp_path / "m", bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(write, number) for number in range(8)]:
+            done.result()
+    content = (tmp_path / "m").read_bytes()
+    assert len(content) == 1000
+    assert len(set(content)) == 1
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_what_cannot_be_written_to_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"'.*none/m'"):
+        write_atomically(tmp_path / "none/m", b"x")
+
+
+def test_a_loss_that_is_not_finite_reaches_no_file(tmp_path):
+    network = Network(3, [Dense(1)], device="cpu", dtype="float32")
+    callbacks = [xpmlp.Checkpoint(tmp_path, every=0.01, keep=99)]
+    with pytest.raises(NonFiniteLossError):
+        xpmlp.fit(
+            network, X, X[:, 0], loss="squared_error", optimizer=SGD(1e3), batch_size=1,
+            callbacks=callbacks, verbose=0,
+        )  # fmt: skip
+    files = [*tmp_path.iterdir()]
+    assert len(files) > 3
+    for file in files:
+        assert np.isfinite(read_tensors(file)[0]["parameters"]).all()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpmlp.backends import available_backends, get_backend
 from xpmlp.callbacks import Callback, EarlyStopping, GradientNorms
+from xpmlp.checkpoint import Checkpoint
 from xpmlp.errors import (
     BackendUnavailableError,
     DeviceFallbackWarning,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "Callback",
+    "Checkpoint",
     "Dense",
     "DeviceFallbackWarning",
     "DeviceMemoryError",

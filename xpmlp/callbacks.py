@@ -38,13 +38,30 @@ class Callback:
         """
 
     def on_progress(self, run: Run, n_rows: int) -> None:
-        """After one or more steps on `n_rows` rows in all; ``run.batch`` is the first of them."""
+        """After one or more steps on `n_rows` rows in all; ``run.batch`` is the first of them.
+
+        `n_rows` is 0 where a signal ends training between two epochs.
+        """
 
     def on_epoch(self, run: Run) -> None:
         """After each epoch, when its values are in ``run.history``."""
 
     def on_end(self, run: Run) -> None:
         """After the last step, also when it was the last because of a stop or an interrupt."""
+
+    def state(self) -> dict[str, Any]:
+        """What a :class:`xpmlp.Checkpoint` keeps of this callback, by name.
+
+        Arrays of the network's device, numbers, text, None, and lists of such. A callback that
+        remembers nothing, or may begin anew where a run goes on, has none.
+        """
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned, after `on_start` and before the next step.
+
+        Arrays are NumPy's then.
+        """
 
 
 class EarlyStopping(Callback):
@@ -107,9 +124,15 @@ class EarlyStopping(Callback):
         self._sign = 1.0 if mode == "min" else -1.0
         self.best = self._sign * math.inf
         self.best_epoch = 0
-        self._parameters = run.network.backend.empty(
-            run.network.parameters.shape, run.network.dtype
-        )
+        self._backend = run.network.backend
+        self._parameters = self._backend.zeros(run.network.parameters.shape, run.network.dtype)
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "parameters": self._parameters}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._backend.copy(self._backend.from_host(state["parameters"]), self._parameters)
 
     def on_epoch(self, run: Run) -> None:
         value = run.history[self.monitor][-1]
@@ -150,6 +173,12 @@ class GradientNorms(Callback):
         kept = sum(epoch <= run.first_epoch for epoch in self.epochs)
         del self.norms[kept:], self.epochs[kept:]
 
+    def state(self) -> dict[str, Any]:
+        return {"norms": self.norms, "epochs": self.epochs}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.norms[:], self.epochs[:] = state["norms"], state["epochs"]
+
     def on_epoch(self, run: Run) -> None:
         backend, dtype = run.network.backend, run.network.policy.accumulate
         squares = [backend.empty((), dtype) for _ in run.gradient.weights]
@@ -167,6 +196,7 @@ class ProgressBar(Callback):
 
         self._bar: Any = tqdm(
             total=run.epochs * run.n_samples,
+            initial=run.samples_done,
             desc=f"training on {run.network.device}",
             unit=" samples",
             unit_scale=True,

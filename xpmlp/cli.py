@@ -19,7 +19,8 @@ import numpy as np
 from xpmlp import __version__
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import available_backends, backend_class, get_backend
-from xpmlp.callbacks import EarlyStopping
+from xpmlp.callbacks import Callback, EarlyStopping
+from xpmlp.checkpoint import Checkpoint
 from xpmlp.datasets import Table, load_table
 from xpmlp.errors import (
     BackendUnavailableError,
@@ -36,6 +37,7 @@ from xpmlp.experiment import (
     split_rows,
     target_scaling,
 )
+from xpmlp.files import write_atomically
 from xpmlp.history import History
 from xpmlp.initializers import INITIALIZERS
 from xpmlp.losses import LOSSES, Loss
@@ -44,13 +46,15 @@ from xpmlp.network import Network
 from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline, affine_scaling
 from xpmlp.schedules import SCHEDULES
-from xpmlp.serialization import write_atomically
+from xpmlp.serialization import load, save
 from xpmlp.testing import participants, reference_of
 from xpmlp.training import fit
 from xpmlp.verify import STEPS, Report
 from xpmlp.verify import verify as compare_runs
 
 PICTURES = ("png", "svg", "pdf")
+# Exit codes, as shells give them to programs that a signal has ended.
+ENDED_BY: dict[str | None, int] = {"interrupted": 130, "terminated": 143}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,8 +147,18 @@ def cli() -> None:
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write model and scaler here.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the curves of training here.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(file_okay=False),
+    help="Folder for the state after each epoch, from which --resume goes on.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(),
+    help="Go on from this checkpoint, or the newest of this folder, with the same options.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(data: str, **options: Any) -> None:
+def train(data: str, **options: Any) -> int:
     """Train a network on DATA and report how well it does on rows it has not seen.
 
     DATA is breast_cancer, diabetes, digits, iris, wine or xor, or a file: .csv, separated by
@@ -187,7 +201,14 @@ def train(data: str, **options: Any) -> None:
     )
     if options["patience"] is not None and not len(rows["validation"]):
         raise ValueError("--patience needs held-out rows: give --validation, such as 0.1")
-    stopping = [] if options["patience"] is None else [EarlyStopping(patience=options["patience"])]
+    callbacks: list[Callback] = []
+    if options["patience"] is not None:
+        callbacks.append(EarlyStopping(patience=options["patience"]))
+    resume, folder = options["resume"], options["checkpoint"]
+    if resume and not folder:
+        folder = resume if Path(resume).is_dir() else Path(resume).parent
+    if folder:
+        callbacks.append(Checkpoint(folder))
     network = Network(
         len(features),
         layers,
@@ -222,20 +243,21 @@ def train(data: str, **options: Any) -> None:
         l1=options["l1"],
         clip_norm=options["clip_norm"],
         metrics=["accuracy"] if classes else [],
-        callbacks=stopping,
+        callbacks=callbacks,
         verbose=0 if options["quiet"] else 1,
+        resume=resume,
     )
-    _report(table, pipeline, loss, history, parts)
     if options["out"]:
-        pipeline.save(options["out"])
-        click.echo(f"model    {options['out']}")
+        save(pipeline, options["out"])  # before anything is printed, which may fail
     if options["plot"]:
         title = f"{table.name} on {network.device}"
         title += f" (validation curves: the {watched} rows)" if watched else ""
         write_atomically(options["plot"], draw([history], title, options["plot"]))
-        click.echo(f"plot     {options['plot']}")
-    if history.stopped == "interrupted":
-        raise KeyboardInterrupt
+    _report(table, pipeline, loss, history, parts)
+    for kind, path in (("model", options["out"]), ("plot", options["plot"])):
+        if path:
+            click.echo(f"{kind:<8} {path}")
+    return ENDED_BY.get(history.stopped, 0)
 
 
 @cli.command(short_help="Predict the rows of a table with a trained model.")
@@ -256,7 +278,12 @@ def predict(model: str, data: str, out: str, device: str) -> None:
     """
     if out != "-":
         _check_output("--out", out)
-    pipeline = Pipeline.load(model, device)
+    pipeline = load(model, device)
+    if not isinstance(pipeline, Pipeline):
+        raise ValueError(
+            f"{model} holds a {type(pipeline).__name__} without the names and scales of its "
+            "columns; use it in Python, by xpmlp.load"
+        )
     X = load_table(data).features(pipeline.features)
     output = pipeline.output(X)
     predicted = pipeline.decode(output)

@@ -152,6 +152,10 @@ sample_weight : array-like of shape (n_samples,), optional
     At least 0 each, and not all 0.
 X_val, y_val : array-like, optional
     Data to validate on after each epoch.
+resume : path-like, optional
+    Go on from this checkpoint, or from the newest of this folder, with the same data and
+    parameters; see :class:`xpmlp.Checkpoint`, which belongs into `callbacks`. Numbers are drawn as
+    that run drew them. Not with L-BFGS.
 
 Returns
 -------
@@ -162,6 +166,8 @@ Raises
 ValueError, TypeError
     If an argument is wrong, an option cannot apply, or training became non-finite. The estimator
     is then as it was before.
+ModelFileError, OSError
+    If `resume` is no checkpoint of such a run, is damaged, or cannot be read.
 
 Warns
 -----
@@ -169,7 +175,7 @@ ConvergenceWarning
     If `max_iter` ended training, or the loss became non-finite after epochs that early stopping
     could go back to.
 TrainingInterruptedWarning
-    If Ctrl-C ended training; the model is usable."""
+    If Ctrl-C or SIGTERM ended training; the model is usable."""
 
 _PARTIAL_FIT = """\
 Train for one epoch, from the present weights and optimizer state.

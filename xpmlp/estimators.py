@@ -6,6 +6,7 @@ updates and the loop are the library's own, which also offers what scikit-learn'
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -91,10 +92,17 @@ class MLPClassifier(ClassifierMixin, MLP):
     @_fit_context(prefer_skip_nested_validation=True)
     @documented
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
     ) -> MLPClassifier:
         """{fit}"""
-        return self._fitted(X, y, sample_weight, X_val, y_val)
+        return self._fitted(X, y, sample_weight, X_val, y_val, resume=resume)
 
     @available_if(lambda self: self._can_go_on())
     @_fit_context(prefer_skip_nested_validation=True)
@@ -228,6 +236,26 @@ class MLPClassifier(ClassifierMixin, MLP):
                     f"{self.classes_}"
                 )
 
+    def _labels(self) -> dict[str, Any]:
+        several = self._label_binarizer.y_type_.startswith("multilabel")
+        return {"classes": self.classes_, "several": several}
+
+    def _restore_labels(self, labels: dict[str, Any]) -> None:
+        if labels.keys() != {"classes", "several"}:
+            raise ValueError("it has no classes")
+        classes, several = np.asarray(labels["classes"]), bool(labels["several"])
+        n, softmax = len(classes), self.out_activation_ == "softmax"
+        if (
+            n == 0
+            or self.n_outputs_ != (n if several or n > 2 else 1)
+            or softmax != (n > 2 and not several)
+        ):
+            raise ValueError("its classes do not fit its network")
+        if not np.array_equal(classes, unique_labels(np.eye(n, dtype=int) if several else classes)):
+            raise ValueError("its classes are not in order")
+        self._label_binarizer = LabelBinarizer().fit(np.eye(n, dtype=int) if several else classes)
+        self.classes_ = classes
+
     def _encode(self, y: Any) -> Any:
         """Class numbers, or the matrix of 0 and 1 of several labels."""
         numbers = self.n_outputs_ == 1 or self._loss().labels_allowed(self.n_outputs_)
@@ -326,10 +354,17 @@ class MLPRegressor(RegressorMixin, MLP):
     @_fit_context(prefer_skip_nested_validation=True)
     @documented
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
     ) -> MLPRegressor:
         """{fit}"""
-        return self._fitted(X, y, sample_weight, X_val, y_val)
+        return self._fitted(X, y, sample_weight, X_val, y_val, resume=resume)
 
     # With L-BFGS it is there too, and runs until it ends, as scikit-learn's does.
     @_fit_context(prefer_skip_nested_validation=True)
@@ -378,6 +413,13 @@ class MLPRegressor(RegressorMixin, MLP):
 
     def _check_known(self, name: str, y: Any) -> None:
         pass  # any number will do
+
+    def _labels(self) -> dict[str, Any]:
+        return {}
+
+    def _restore_labels(self, labels: dict[str, Any]) -> None:
+        if labels:
+            raise ValueError("a regressor has no classes")
 
     def _encode(self, y: Any) -> Any:
         return y

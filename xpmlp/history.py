@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -60,9 +60,15 @@ class History(Mapping[str, list[float]]):
 
     def copy(self) -> History:
         """A history of its own with the same values."""
-        copied = History()
-        copied._values, copied.stopped = self.to_dict(), self.stopped
-        return copied
+        return History.of(self.to_dict(), self.stopped)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Sequence[float]], stopped: str | None = None) -> History:
+        """A history that goes on from the given values, as of :meth:`to_dict`."""
+        history = cls()
+        history._values = {str(key): [float(x) for x in column] for key, column in values.items()}
+        history.stopped = stopped
+        return history
 
     def to_dict(self) -> dict[str, list[float]]:
         """A dict of lists, one entry an epoch."""

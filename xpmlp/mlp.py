@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from xpmlp import parity
 from xpmlp.backends import backend_of, dtype_name, get_backend, host
+from xpmlp.checkpoint import Saved, read_checkpoint
 from xpmlp.data import Batches, as_matrix, is_foreign
 from xpmlp.errors import NonFiniteLossError, warn_user
 from xpmlp.history import History
@@ -44,6 +45,8 @@ from xpmlp.validation import (
     take,
 )
 
+# Parameters that a run may be taken up with other values of.
+_NOT_OF_A_RUN = ("verbose", "callbacks", "device", "backend", "fallback")
 _PLACE = ("device", "backend", "dtype", "precision")
 # What fit sets anew.
 _FITTED = {
@@ -153,6 +156,18 @@ class MLP(Parameters, ABC):
         x = as_matrix(network.backend, X, "X", network.dtype, network.n_features)
         return network.output(x)
 
+    def _restore(
+        self, network: Network, fitted: dict[str, Any], history: History, labels: dict[str, Any]
+    ) -> None:
+        """Become the fitted model of a file."""
+        if fitted.get("n_features_in_") != network.n_features:
+            raise ValueError("its features are not its network's")
+        if fitted.get("n_outputs_") != network.n_outputs:
+            raise ValueError("its outputs are not its network's")
+        self.__dict__.update(fitted, network_=network, history_=history, _origin=None)
+        self._place = {name: getattr(self, name) for name in _PLACE}
+        self._restore_labels(labels)
+
     # --- What the two estimators say of their targets --------------------------------------------
 
     _target_dtype: ClassVar[str | None]
@@ -165,6 +180,14 @@ class MLP(Parameters, ABC):
     @abstractmethod
     def _check_known(self, name: str, y: Any) -> None:
         """Refuse targets that the outputs do not stand for."""
+
+    @abstractmethod
+    def _labels(self) -> dict[str, Any]:
+        """What a file keeps of them."""
+
+    @abstractmethod
+    def _restore_labels(self, labels: dict[str, Any]) -> None:
+        """The inverse, where the network is there already."""
 
     @abstractmethod
     def _encode(self, y: Any) -> Any:
@@ -209,9 +232,13 @@ class MLP(Parameters, ABC):
         y_val: Any = None,
         incremental: bool = False,
         classes: Any = None,
+        resume: Any = None,
     ) -> Any:
         """Train a copy, and become it if that succeeds: no failure leaves half a model."""
         self._check_options(incremental, X_val, y_val)
+        if resume is not None and self.solver == "lbfgs":
+            raise ValueError("resume cannot be used with solver='lbfgs'")
+        saved = None if resume is None else read_checkpoint(resume)
         first = "network_" not in self.__dict__ or not (self.warm_start or incremental)
         trial = object.__new__(type(self))
         trial.__dict__.update(self.__dict__)
@@ -227,7 +254,7 @@ class MLP(Parameters, ABC):
             if incremental and (state := self.__dict__.get("_optimizer_state")):
                 trial._optimizer = copy.deepcopy(self._optimizer)
                 trial._optimizer_state = state.on(state.backend)
-        trial._train(X, y, sample_weight, X_val, y_val, first, incremental, classes)
+        trial._train(X, y, sample_weight, X_val, y_val, first, incremental, classes, saved)
         self.__dict__.clear()
         self.__dict__.update(trial.__dict__)
         return self
@@ -242,6 +269,7 @@ class MLP(Parameters, ABC):
         first: bool,
         incremental: bool,
         classes: Any,
+        saved: Saved | None,
     ) -> None:
         X = checked_X(self, X, reset=first)
         y = checked_y(self, X, y, "y")
@@ -249,6 +277,9 @@ class MLP(Parameters, ABC):
             sample_weight = checked_weight(X, sample_weight)
         self._learn_outputs(y, incremental, classes)
         self._random_state = check_random_state(self.random_state)
+        if saved is not None:
+            self._random_state = parity.rewound(saved)
+        drawn_from = parity.random_state_in_words(self._random_state)
         layers = [*self._hidden_layers(), self._output_layer()]
         if first:
             self._start(X, layers)
@@ -272,7 +303,7 @@ class MLP(Parameters, ABC):
             part = None if weight is None else weight[left]
             held_out = take(X, left), y[left], part, ("X", "y", "sample_weight")
         train_score = (lambda: self._evaluate(X, y, None)) if X_val is not None else None
-        self._fit_stochastic(data, rows, held_out, incremental, train_score)
+        self._fit_stochastic(data, rows, held_out, incremental, train_score, drawn_from, saved)
 
     def _start(self, X: Any, layers: list[Layer]) -> None:
         """A new network, and the attributes as they are before the first epoch."""
@@ -346,6 +377,8 @@ class MLP(Parameters, ABC):
         held_out: tuple[Any, ...] | None,
         incremental: bool,
         train_score: Function[[], float] | None,
+        drawn_from: str,
+        saved: Saved | None,
     ) -> None:
         network, n = self.network_, len(rows)
         batch_size = 200 if self.batch_size == "auto" else int(self.batch_size)
@@ -353,12 +386,12 @@ class MLP(Parameters, ABC):
             warn_user(
                 f"batch_size={batch_size} is larger than the {n} samples and is clipped to them"
             )
-        order = np.arange(n)
+        order, n_drawn = np.arange(n), 0
 
         def draw(epoch: int) -> Any:
-            nonlocal order
-            if self.shuffle:
-                order = shuffle(order, random_state=self._random_state)
+            nonlocal order, n_drawn
+            while self.shuffle and n_drawn <= epoch:  # a run that goes on draws those before, too
+                order, n_drawn = shuffle(order, random_state=self._random_state), n_drawn + 1
             return rows[order]
 
         batches = Batches(network.backend, n, min(batch_size, n), draw)
@@ -392,10 +425,18 @@ class MLP(Parameters, ABC):
             )
             self._optimizer_state = step.state
             # scikit-learn computes no loss of the validation data, so none can end a run.
-            run = Run(network, step, data, validation, scores, epochs, batches, start, False)
+            settings = {
+                **{name: value for name, value in self.get_params(deep=False).items()
+                   if name not in _NOT_OF_A_RUN},
+                "class": type(self).__name__, "random state": drawn_from,
+            }  # fmt: skip
+            run = Run(
+                network, step, data, validation, scores, epochs, batches, settings, start,
+                finite_validation=False,
+            )  # fmt: skip
             self.n_iter_ = 0
             try:
-                run.train([ends, *(self.callbacks or ())])
+                run.train([ends, *(self.callbacks or ())], saved)
             except NonFiniteLossError as error:
                 ends.diverged(run, error)
 

@@ -6,6 +6,7 @@ rest of this library, the docstrings here say how.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from xpmlp import rules
 from xpmlp.activations import ACTIVATIONS, Activation, Sigmoid
 from xpmlp.backends import exp_of_rows
 from xpmlp.callbacks import Callback
-from xpmlp.errors import warn_user
+from xpmlp.checkpoint import Saved
+from xpmlp.errors import ModelFileError, warn_user
+from xpmlp.history import History
 from xpmlp.losses import LogLoss, Loss
 from xpmlp.training import Run
 from xpmlp.typing import Array, Backend
@@ -32,6 +35,12 @@ def activations() -> set[Activation]:
 
 ACTIVATION_NAMES = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 """scikit-learn's activations, by the names they have here."""
+
+# Attributes of an estimator that change from epoch to epoch.
+_GROWING = {
+    "n_iter_", "t_", "loss_", "loss_curve_", "best_loss_", "validation_scores_",
+    "best_validation_score_", "_best", "_no_improvement_count",
+}  # fmt: skip
 
 NOT_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and "
@@ -68,6 +77,28 @@ def initial_parameters(
         if bias:
             biases.append(random_state.uniform(-bound, bound, n_out))
     return np.concatenate(weights + biases)
+
+
+def random_state_in_words(random_state: Any) -> str:
+    """The state of a generator of random numbers, for :func:`rewound`."""
+    kind, keys, *rest = random_state.get_state()
+    return json.dumps([kind, keys.tolist(), *rest])
+
+
+def rewound(saved: Saved) -> np.random.RandomState:
+    """The generator as it was at the begin of the run of a checkpoint.
+
+    Raises
+    ------
+    ModelFileError
+        If the checkpoint is of no estimator.
+    """
+    random_state = np.random.RandomState()
+    try:
+        random_state.set_state(json.loads(saved.description["settings"]["random state"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{saved.path} is not a checkpoint of an estimator") from error
+    return random_state
 
 
 @dataclass(frozen=True)
@@ -190,6 +221,30 @@ class Epochs(Callback):
         else:
             estimator.validation_scores_ = estimator.best_validation_score_ = None
             estimator.best_loss_ = min([*estimator.loss_curve_, math.inf])
+
+    def state(self) -> dict[str, Any]:
+        estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
+        kept = {
+            name: getattr(estimator, name) for name in sorted(_GROWING) if hasattr(estimator, name)
+        }
+        kept |= {"history": estimator.history_.to_dict(), "improved": self.improved}
+        if isinstance(rate, Rate):
+            kept["rate"] = rate.value
+        if self.restores:
+            kept["best_parameters"] = self.best_parameters
+        return kept
+
+    def restore(self, state: dict[str, Any]) -> None:
+        estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
+        for name in _GROWING & state.keys():
+            setattr(estimator, name, state[name])
+        estimator.history_ = History.of(state["history"])
+        self.improved = state["improved"]
+        if isinstance(rate, Rate):
+            rate.value = state["rate"]
+        if self.restores:
+            backend = estimator.network_.backend
+            backend.copy(backend.from_host(state["best_parameters"]), self.best_parameters)
 
     def on_epoch(self, run: Run) -> None:
         estimator = self.estimator

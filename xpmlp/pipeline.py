@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from xpmlp.backends import host
-from xpmlp.errors import ModelFileError
 from xpmlp.metrics import decide
 from xpmlp.network import Network
-from xpmlp.serialization import read_model, write_model
 
 
 @dataclass(frozen=True)
@@ -58,56 +54,6 @@ class Pipeline:
         if self.classes is None:
             return output[:, 0] * self.target_scale + self.target_shift
         return decide(output, self.network.output_activation.name, n_targets=1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one file; see :mod:`xpmlp.serialization`."""
-        tensors = {"scaler.shift": self.shift, "scaler.factor": self.factor}
-        description = {
-            "features": self.features,
-            "target": self.target,
-            "classes": self.classes,
-            "target_shift": self.target_shift,
-            "target_scale": self.target_scale,
-        }
-        write_model(path, self.network, tensors, {"pipeline": description})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Pipeline:
-        """The pipeline of a file written by :meth:`save`.
-
-        Raises
-        ------
-        ModelFileError
-            If the file holds none.
-        OSError
-            If it cannot be read.
-        """
-        network, tensors, description = read_model(path, device)
-        pipeline: Any = description.get("pipeline")
-        n = network.n_features
-        try:
-            shift, factor = tensors["scaler.shift"], tensors["scaler.factor"]
-            made = cls(network, shift=shift, factor=factor, **pipeline)
-            n_classes = 0 if made.classes is None else len(made.classes)
-            numbers = [*shift.tolist(), *factor.tolist(), made.target_shift, made.target_scale]
-            consistent = (
-                shift.shape == factor.shape == (n,)
-                and len(set(made.features)) == len(made.features) == n
-                and all(isinstance(feature, str) for feature in made.features)
-                and isinstance(made.features, list)
-                and isinstance(made.classes, list | None)
-                and (made.classes is None or n_classes > 1)
-                and network.n_outputs == (1 if n_classes == 2 else max(1, n_classes))
-                and all(math.isfinite(number) for number in numbers)
-            )
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ModelFileError(
-                f"{path} holds a network without the names and scales of its columns ({error}); "
-                "read it with xpmlp.load"
-            ) from error
-        if not consistent:
-            raise ModelFileError(f"{path} is damaged: its scaler or classes do not fit its network")
-        return made
 
 
 def affine_scaling(kind: str, X: Any) -> tuple[Any, Any]:

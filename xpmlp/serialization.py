@@ -1,18 +1,14 @@
-"""Model files: one safetensors file with the parameters, and a description of the rest as JSON.
+"""Model files: a network, an estimator or a pipeline as one file of tensors and plain data.
 
-Nothing in a file is executed or imported: layers are named, and names are looked up in the
-library's own tables. Format 1: tensors ``parameters`` and, of a pipeline, ``scaler.shift`` and
-``scaler.factor``; the metadata entry ``xpmlp`` holds the description.
+Nothing in a file is executed or imported: layers, losses and the rest are named, and names are
+looked up in the library's own tables. The format is described in ``docs/model-files.md``.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import secrets
 from collections.abc import Mapping
-from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,31 +16,85 @@ import numpy as np
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.backends import get_backend
 from xpmlp.errors import ModelFileError
+from xpmlp.files import decode, encode, not_ours, read_tensors, write_tensors
+from xpmlp.history import History
 from xpmlp.initializers import INITIALIZERS
 from xpmlp.layers import Dense, Dropout, Layer
+from xpmlp.losses import LOSSES
 from xpmlp.names import build, describe
 from xpmlp.network import Network, offered
+from xpmlp.optimizers import OPTIMIZERS
+from xpmlp.pipeline import Pipeline
+from xpmlp.schedules import SCHEDULES
 
-FORMAT = 1
+FORMAT = 2
+# Types of what a description must have, and nothing besides; of a network at first.
+_NETWORK = {
+    "n_features": int, "layers": list, "dtype": str, "precision": str, "seed": int,
+}  # fmt: skip
+_PIPELINE = {
+    "features": list, "target": str, "classes": (list, type(None)),
+    "target_shift": (int, float), "target_scale": (int, float),
+}  # fmt: skip
+_ESTIMATOR = {"class": str, "parameters": dict, "fitted": dict, "history": dict, "labels": dict}
+# Objects that parameters of an estimator may be, besides plain values.
+_TABLES: dict[str, Mapping[str, type[Any]]] = {
+    "activation": ACTIVATIONS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+_ESTIMATORS = ("MLPClassifier", "MLPRegressor")
+# What an estimator knows after a fit, besides its network, classes and history.
+_FITTED = (
+    "n_features_in_", "feature_names_in_", "n_outputs_", "n_iter_", "t_", "loss_", "loss_curve_",
+    "best_loss_", "validation_scores_", "best_validation_score_", "_best",
+    "_no_improvement_count",
+)  # fmt: skip
 
 
-def save(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write a network to one file; see :func:`write_model` for the errors.
+def save(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a model to one file.
+
+    Of an estimator the file holds what it takes to predict, its parameters and its history; where
+    training goes on after :func:`load`, it does so with a fresh optimizer state. For that there
+    are :class:`xpmlp.Checkpoint` and pickles.
 
     Parameters
     ----------
-    network : Network
+    model : Network, MLPClassifier, MLPRegressor, or a pipeline of the command line
     path : path-like
         An old file is replaced at once, when the new one is whole.
+
+    Raises
+    ------
+    TypeError
+        If it is another object.
+    ValueError
+        If the model holds NaN or infinite parameters, or something that no file can name: a
+        function, or an activation, loss or callback that is not the library's own.
+    sklearn.exceptions.NotFittedError
+        If it is an estimator that has not been fitted.
+    OSError
+        If the file cannot be written. An old one is intact then.
     """
-    if not isinstance(network, Network):
-        hint = "; give its network_, or pickle it" if hasattr(network, "fit") else ""
-        raise TypeError(f"network must be a Network, got {network!r}{hint}")
-    write_model(path, network, {}, {})
+    if isinstance(model, Network):
+        network, tensors, described = model, {}, {}
+    elif isinstance(model, Pipeline):
+        network, tensors, described = model.network, *_describe_pipeline(model)
+    elif _is_estimator(model):
+        network, tensors, described = _describe_estimator(model)
+    else:
+        raise TypeError(f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}")
+    parameters = np.asarray(network.backend.to_host(network.parameters))
+    if not np.isfinite(parameters).all():
+        raise ValueError("the network holds NaN or infinite parameters and is not saved")
+    description = {"format": FORMAT, **describe_network(network), **described}
+    write_tensors(path, {"parameters": parameters, **tensors}, description)
 
 
-def load(path: str | os.PathLike[str], device: str = "auto") -> Network:
-    """The network of a file that :func:`save`, or the command line, wrote.
+def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
+    """The model of a file that :func:`save`, or the command line, wrote.
 
     A precision that the device does not offer gives way to IEEE arithmetic.
 
@@ -52,7 +102,12 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Network:
     ----------
     path : path-like
     device : str, default "auto"
-        See :func:`xpmlp.get_backend`.
+        Where it computes; see :func:`xpmlp.get_backend`.
+
+    Returns
+    -------
+    Network, MLPClassifier, MLPRegressor or xpmlp.pipeline.Pipeline
+        As was saved.
 
     Raises
     ------
@@ -61,131 +116,72 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Network:
     OSError
         If it cannot be read.
     """
-    return read_model(path, device)[0]
+    backend = get_backend(device)
+    tensors, description = read_tensors(path)
+    written_in = description.pop("format", None)
+    signed = description.pop("sha256", None) is not None
+    if written_in not in (1, FORMAT):
+        raise ModelFileError(f"{path} has format {written_in!r}, this version reads 1 to {FORMAT}")
+    try:
+        if not signed and written_in != 1:
+            raise ValueError("it has no digest")
+        if written_in == 1:
+            description.setdefault("precision", "ieee")
+        parts = {
+            name: description.pop(name) for name in ("pipeline", "estimator") if name in description
+        }
+        network = _build_network(tensors, description, backend)
+        if parts.keys() == {"pipeline"}:
+            model: Any = _build_pipeline(network, tensors, parts["pipeline"])
+        elif parts.keys() == {"estimator"}:
+            model = _build_estimator(network, parts["estimator"])
+        elif not parts:
+            model = network
+        else:
+            raise ValueError("it is a pipeline and an estimator")
+        if tensors:
+            raise ValueError(f"it has tensors of no use: {', '.join(tensors)}")
+        return model
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise not_ours(path, error) from error
 
 
-def write_model(
-    path: str | os.PathLike[str],
-    network: Network,
-    tensors: Mapping[str, Any],
-    description: Mapping[str, Any],
-) -> None:
-    """Write a network, and what belongs to it, to `path`; an old file is replaced at once.
+# --- Networks -----------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    path : path-like
-    network : Network
-    tensors : mapping of str to NumPy array
-        Further arrays, by names other than ``parameters``.
-    description : mapping
-        Further plain data.
 
-    Raises
-    ------
-    ValueError
-        If a parameter is NaN or infinite, or a layer has an activation or initializer that is
-        not the library's own: no file could be read again that names it.
-    OSError
-        If the file cannot be written. An old one is intact then.
-    """
-    from safetensors.numpy import save
-
-    parameters = np.ascontiguousarray(network.backend.to_host(network.parameters))
-    if not np.isfinite(parameters).all():
-        raise ValueError("the network holds NaN or infinite parameters and is not saved")
-    described = {
-        "format": FORMAT,
+def describe_network(network: Network) -> dict[str, Any]:
+    """All of a network but its parameters, as plain data."""
+    return {
         "n_features": network.n_features,
         "layers": [_describe_layer(layer) for layer in network.layers],
         "dtype": network.dtype,
         "precision": network.precision,
         "seed": network.seed,
-        **description,
     }
-    content = save(
-        {"parameters": parameters, **tensors},
-        metadata={"xpmlp": json.dumps(described, allow_nan=False, default=_plain)},
+
+
+def _build_network(tensors: dict[str, Any], description: Any, backend: Any) -> Network:
+    """Takes the parameters out of `tensors`."""
+    _check("the network", description, _NETWORK)
+    layers = [_build_layer(layer) for layer in description["layers"]]
+    parameters = tensors.pop("parameters")
+    expected, dtype = (_count(description["n_features"], layers),), description["dtype"]
+    if parameters.shape != expected or parameters.dtype != dtype:
+        raise ValueError(
+            f"it holds {parameters.dtype} parameters of shape {parameters.shape}, its layers have "
+            f"{dtype} parameters of shape {expected}"
+        )
+    if not np.isfinite(parameters).all():
+        raise ValueError("it holds NaN or infinite parameters")
+    return Network(
+        description["n_features"],
+        layers,
+        backend=backend,
+        dtype=dtype,
+        precision=offered(description["precision"], backend),
+        seed=description["seed"],
+        parameters=parameters,
     )
-    write_atomically(path, content)
-
-
-def read_model(
-    path: str | os.PathLike[str], device: str = "auto"
-) -> tuple[Network, dict[str, Any], dict[str, Any]]:
-    """The network, further tensors and description of a file that :func:`write_model` wrote.
-
-    Raises
-    ------
-    ModelFileError
-        If the file is not a model of xpmlp, is damaged, or is of a newer format.
-    OSError
-        If it cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    backend = get_backend(device)
-    with open(path, "rb"):
-        pass  # an OSError that names the path, where there is one
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        description = json.loads(metadata["xpmlp"])
-        if description["format"] != FORMAT:
-            raise ModelFileError(
-                f"{path} has format {description['format']!r}, this version reads {FORMAT}"
-            )
-        layers = [_build_layer(layer) for layer in description["layers"]]
-        n_features, dtype, seed = (description[key] for key in ("n_features", "dtype", "seed"))
-        parameters = tensors.pop("parameters")
-        expected = (_count(n_features, layers),)
-        if parameters.shape != expected or parameters.dtype != dtype:
-            raise ModelFileError(
-                f"{path} holds {parameters.dtype} parameters of shape {parameters.shape}, its "
-                f"layers have {dtype} parameters of shape {expected}"
-            )
-        if not np.isfinite(parameters).all():
-            raise ModelFileError(f"{path} holds NaN or infinite parameters")
-        network = Network(
-            n_features,
-            layers,
-            backend=backend,
-            dtype=dtype,
-            precision=offered(description.get("precision", "ieee"), backend),
-            seed=seed,
-            parameters=parameters,
-        )
-    except ModelFileError:
-        raise
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})") from (
-            error
-        )
-    return network, tensors, description
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that at any moment `path` is either the old one or the new one, whole.
-
-    A link is followed; what is no regular file, such as a pipe, is written to as it is.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        Path(path).write_bytes(content)
-        return
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
 
 
 def _count(n_features: int, layers: list[Layer]) -> int:
@@ -201,33 +197,153 @@ def _count(n_features: int, layers: list[Layer]) -> int:
 def _describe_layer(layer: Layer) -> dict[str, Any]:
     if isinstance(layer, Dropout):
         return {"type": "Dropout", "rate": layer.rate}
-    for value, table in ((layer.activation, ACTIVATIONS), (layer.init, INITIALIZERS)):
-        if table.get(value.name) is not type(value):
-            raise ValueError(f"{value!r} is not one of the library's own and cannot be saved")
     return {
         "type": "Dense",
         "units": layer.units,
-        "activation": describe(layer.activation),
+        "activation": _describe(layer.activation, ACTIVATIONS),
         "bias": layer.bias,
-        "init": describe(layer.init),
+        "init": _describe(layer.init, INITIALIZERS),
     }
 
 
-def _plain(value: Any) -> Any:
-    """A number of another kind, such as NumPy's, as Python's."""
-    if isinstance(value, Real):
-        return float(value)
-    raise TypeError(f"{value!r} cannot be saved")
-
-
-def _build_layer(described: dict[str, Any]) -> Layer:
+def _build_layer(described: Any) -> Layer:
     if described["type"] == "Dropout":
+        _check("Dropout", described, {"type": str, "rate": (int, float)})
         return Dropout(described["rate"])
     if described["type"] != "Dense":
         raise ValueError(f"layer type {described['type']!r} is not known")
+    wanted = {"type": str, "units": int, "activation": dict, "bias": bool, "init": dict}
+    _check("Dense", described, wanted)
     return Dense(
         described["units"],
         build("activation", described["activation"], ACTIVATIONS),
         described["bias"],
         build("init", described["init"], INITIALIZERS),
     )
+
+
+# --- Pipelines ----------------------------------------------------------------------------------
+
+
+def _describe_pipeline(pipeline: Pipeline) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors = {"scaler.shift": pipeline.shift, "scaler.factor": pipeline.factor}
+    return tensors, {"pipeline": {name: getattr(pipeline, name) for name in _PIPELINE}}
+
+
+def _build_pipeline(network: Network, tensors: dict[str, Any], described: Any) -> Pipeline:
+    _check("the pipeline", described, _PIPELINE)
+    shift, factor = tensors.pop("scaler.shift"), tensors.pop("scaler.factor")
+    pipeline = Pipeline(network, shift=shift, factor=factor, **described)
+    features, classes = pipeline.features, pipeline.classes
+    n, n_classes = network.n_features, len(classes or ())
+    numbers = [*shift.tolist(), *factor.tolist(), pipeline.target_shift, pipeline.target_scale]
+    if not (
+        shift.shape == factor.shape == (n,)
+        and all(isinstance(feature, str) for feature in features)
+        and len(set(features)) == len(features) == n
+        and (classes is None or n_classes > 1)
+        and all(isinstance(name, str | int | float) for name in classes or ())
+        and network.n_outputs == (1 if n_classes == 2 else max(1, n_classes))
+        and all(math.isfinite(number) for number in numbers)
+    ):
+        raise ValueError("its scaler, features or classes do not fit its network")
+    return pipeline
+
+
+# --- Estimators ---------------------------------------------------------------------------------
+
+
+def _is_estimator(model: Any) -> bool:
+    cls = type(model)  # a class derived from one of ours could not be found again
+    return cls.__module__ == "xpmlp.estimators" and cls.__name__ in _ESTIMATORS
+
+
+def _describe_estimator(model: Any) -> tuple[Network, dict[str, Any], dict[str, Any]]:
+    from sklearn.utils.validation import check_is_fitted
+
+    check_is_fitted(model)
+    parameters = {}
+    for name, value in model.get_params(deep=False).items():
+        try:
+            parameters[name] = _encode(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}={value!r} cannot be saved ({error}); set it to another"
+            ) from (error)
+    fitted = {name: _encode(getattr(model, name)) for name in _FITTED if hasattr(model, name)}
+    history = {"values": _encode(model.history_.to_dict()), "stopped": model.history_.stopped}
+    described = {
+        "class": type(model).__name__,
+        "parameters": parameters,
+        "fitted": fitted,
+        "history": history,
+        "labels": {name: _encode(value) for name, value in model._labels().items()},
+    }
+    return model.network_, {}, {"estimator": described}
+
+
+def _build_estimator(network: Network, described: Any) -> Any:
+    from xpmlp import estimators
+
+    _check("the estimator", described, _ESTIMATOR)
+    if described["class"] not in _ESTIMATORS:
+        raise ValueError(f"its class {described['class']!r} is not known")
+    parameters = {name: _decode(value) for name, value in described["parameters"].items()}
+    model = getattr(estimators, described["class"])(**parameters)
+    unknown = described["fitted"].keys() - {*_FITTED}
+    if unknown:
+        raise ValueError(f"attributes {', '.join(sorted(unknown))} are not known")
+    fitted = {name: _decode(value) for name, value in described["fitted"].items()}
+    _check("the history", described["history"], {"values": dict, "stopped": (str, type(None))})
+    history = History.of(_decode(described["history"]["values"]), described["history"]["stopped"])
+    labels = {name: _decode(value) for name, value in described["labels"].items()}
+    model._restore(network, fitted, history, labels)
+    return model
+
+
+# --- Objects in plain data -----------------------------------------------------------------------
+
+
+def _encode(value: Any) -> Any:
+    return encode(value, _encode_object)
+
+
+def _encode_object(value: Any) -> Any:
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return np.dtype(value).name
+    if isinstance(value, Dense | Dropout):
+        return {"layer": _describe_layer(value)}
+    for kind, table in _TABLES.items():
+        if table.get(str(getattr(value, "name", ""))) is type(value):
+            return {kind: _describe(value, table)}
+    raise TypeError("it is not the library's own")
+
+
+def _decode(value: Any) -> Any:
+    return decode(value, _decode_object)
+
+
+def _decode_object(kind: str, content: Any) -> Any:
+    if kind == "layer":
+        return _build_layer(content)
+    if kind in _TABLES:
+        return build(kind, {name: _decode(one) for name, one in content.items()}, _TABLES[kind])
+    raise ValueError(f"{kind!r} is not known")
+
+
+def _describe(value: Any, table: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """Name and arguments of an object of a table."""
+    if table.get(value.name) is not type(value):
+        raise ValueError(f"{value!r} is not one of the library's own and cannot be saved")
+    return {name: _encode(one) for name, one in describe(value).items()}
+
+
+def _check(what: str, described: Any, wanted: Mapping[str, Any]) -> None:
+    """Refuse anything but a mapping of these names to values of these types."""
+    if not isinstance(described, dict) or described.keys() != wanted.keys():
+        given = ", ".join(described) if isinstance(described, dict) else type(described).__name__
+        raise ValueError(f"{what} must have {', '.join(wanted)}, got {given}")
+    for name, kind in wanted.items():
+        value = described[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name} of {what} must be of another type than {value!r}")

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 from xpmlp import rules
 from xpmlp.backends import host, sum_of
-from xpmlp.data import as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
+from xpmlp.data import SparseRows, as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
@@ -21,6 +22,8 @@ from xpmlp.typing import Array, Replay
 _log = logging.getLogger("xpmlp")
 # Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
 _CHUNK_WORK = 1e10
+# Rows that tell whether the data is the same.
+_FINGERPRINT_ROWS = 256
 # Rows evaluated at a time on validation data.
 _EVALUATE_ROWS = 1024
 
@@ -63,6 +66,21 @@ class Dataset:
     def y_host(self) -> Any:
         """The targets as a NumPy array, for metrics."""
         return self._network.backend.to_host(self.y)
+
+    def fingerprint(self) -> str:
+        """Shapes and dtypes of the data, and a digest of some rows: whether it is the same."""
+        backend, n = self._network.backend, self.n_samples
+        rows = [*range(0, n, max(1, n // _FINGERPRINT_ROWS))]
+        digest = sha256()
+        parts = [self.x, self.y] + ([] if self.weight is None else [self.weight])
+        for part in parts:
+            if isinstance(part, SparseRows):
+                some = part[rows]
+            else:
+                chosen = backend.from_host(host().xp.asarray(rows))
+                some = backend.to_host(backend.xp.take(part, chosen, axis=0))
+            digest.update(f"{tuple(part.shape)} {some.dtype}".encode() + some.tobytes())
+        return digest.hexdigest()[:16]
 
     def stage(self, rows: Array | slice, objective: Objective) -> None:
         """Gather a batch into the buffers of `objective`."""

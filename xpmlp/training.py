@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from xpmlp.callbacks import Callback, ProgressBar
+from xpmlp.checkpoint import Saved, check_same_run, read_checkpoint
 from xpmlp.data import Batches, batch_rows, shuffled
 from xpmlp.errors import (
+    ModelFileError,
     NonFiniteLossError,
     TrainingInterruptedWarning,
     check_flag,
     check_number,
     warn_user,
 )
+from xpmlp.files import decode, encode
 from xpmlp.history import History
 from xpmlp.losses import LOSSES, LogLoss, Loss
 from xpmlp.metrics import Metric, get_metric
@@ -48,6 +55,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     shuffle: bool = True,
     verbose: int = 1,
+    resume: str | os.PathLike[str] | None = None,
 ) -> History:
     """Train a network in place.
 
@@ -93,6 +101,9 @@ def fit(
         A new permutation every epoch.
     verbose : int, default 1
         0 shows nothing, 1 a progress bar where standard error is a terminal.
+    resume : path-like, optional
+        Go on from this checkpoint, or from the newest of this folder, with the same data and
+        arguments; see :class:`xpmlp.Checkpoint`. The device may be another one.
 
     Returns
     -------
@@ -107,11 +118,15 @@ def fit(
         As soon as the loss is NaN or infinite, or at the end of an epoch whose last update made
         parameters so. On a device whose results come later it is raised at the end of the epoch,
         and from the first such loss on nothing is learnt from gradients.
+    ModelFileError
+        If `resume` names no checkpoint, or a damaged one.
+    OSError
+        If `resume` cannot be read.
 
     Warns
     -----
     TrainingInterruptedWarning
-        If Ctrl-C ended training, after the current step.
+        If Ctrl-C or SIGTERM ended training, after the current step.
     """
     if not isinstance(network, Network):
         raise TypeError(f"network must be a Network, got {network!r}")
@@ -159,6 +174,11 @@ def fit(
     n_rows = batch_rows(batch_size, data.n_samples)
     n_steps = int(epochs) * math.ceil(data.n_samples / n_rows)
     chosen_optimizer = chosen_optimizer.over(n_steps)
+    settings = {
+        "epochs": int(epochs), "batch_size": n_rows, "loss": chosen_loss,
+        "optimizer": chosen_optimizer, "alpha": float(alpha), "l1": float(l1),
+        "clip_norm": clip_norm, "clip_value": clip_value, "shuffle": bool(shuffle),
+    }  # fmt: skip
 
     with network.backend.context():
         step = TrainingStep(
@@ -169,8 +189,9 @@ def fit(
         # The order within a batch does not matter, so a single one is not shuffled.
         order = shuffled(network.seed, n) if shuffle and n_rows < n else None
         batches = Batches(network.backend, n, n_rows, order)
-        run = Run(network, step, data, held_out, scores, int(epochs), batches)
-        run.train([*callbacks, *([ProgressBar()] if verbose else [])])
+        run = Run(network, step, data, held_out, scores, int(epochs), batches, settings)
+        saved = None if resume is None else read_checkpoint(resume)
+        run.train([*callbacks, *([ProgressBar()] if verbose else [])], saved)
     return run.history
 
 
@@ -185,6 +206,12 @@ class Run:
         Epochs asked for, samples, batches in an epoch.
     epoch, batch, batch_rows : int
         The current epoch and batch, from 0, and the rows of the batch.
+    done, samples_done : int
+        Batches of the current epoch, and samples of all epochs, that are finished.
+    interrupted : bool
+        Whether a signal ends training after the current step.
+    resumed_from : Path or None
+        The checkpoint that this run goes on from.
     first_epoch : int
         Epochs that an estimator has trained before this run.
     better : dict of str to str or None
@@ -200,13 +227,19 @@ class Run:
         scores: list[Metric],
         epochs: int,
         batches: Batches,
+        settings: Mapping[str, Any],
         first_epoch: int = 0,
         finite_validation: bool = True,
     ) -> None:
         self.network = network
         self.history = History()
         self.epochs, self.n_samples = epochs, batches.n_samples
-        self.epoch = self.batch = self.batch_rows = 0
+        self.epoch = self.batch = self.batch_rows = self.done = 0
+        self.interrupted = False
+        self.resumed_from: Path | None = None
+        self._signal = ""
+        self._settings = settings
+        self._callbacks: list[Callback] = []
         self._step, self._data, self._held_out, self._scores = step, data, held_out, scores
         self._batches, self.first_epoch = batches, first_epoch
         self._finite_validation = finite_validation
@@ -236,25 +269,53 @@ class Run:
         """The epoch that addresses dropout masks, which goes on where an earlier run ended."""
         return self.first_epoch + self.epoch
 
+    @property
+    def samples_done(self) -> int:
+        in_epoch = min(self.done * self._batches.n_rows, self.n_samples)
+        return self.epoch * self.n_samples + in_epoch
+
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current step; the first reason is kept."""
         self.history.stopped = self.history.stopped or reason
 
-    def train(self, callbacks: list[Callback]) -> None:
-        """Run all epochs, or until a stop, an interrupt or a non-finite loss."""
+    def train(self, callbacks: list[Callback], saved: Saved | None = None) -> None:
+        """Run all epochs, or until a stop, a signal or a non-finite loss.
+
+        Parameters
+        ----------
+        callbacks : list of Callback
+        saved : Saved, optional
+            The checkpoint to go on from.
+
+        Raises
+        ------
+        ModelFileError, ValueError
+            If the checkpoint is none of this run. Nothing has been changed then.
+        NonFiniteLossError
+        """
+        self._callbacks = callbacks
+        remembered = {} if saved is None else self._go_to(saved)
         started: list[Callback] = []
         try:
             for callback in callbacks:
                 callback.on_start(self)
                 started.append(callback)
+            for index, state in remembered.items():
+                with _readable(saved):
+                    callbacks[index].restore(state)
             with _interruptible(self):
-                for epoch in range(self.epochs):
+                for epoch in range(self.epoch, self.epochs):
                     self.epoch = epoch
                     self._train_epoch(callbacks)
                     for callback in callbacks:
                         callback.on_epoch(self)
-                    if self.history.stopped:
+                    if self.history.stopped or epoch + 1 == self.epochs:
                         break
+                    if self._signal:
+                        self.epoch, self.done = epoch + 1, 0
+                        self._report_progress(callbacks, 0)
+                        break
+                    self.done = 0
         finally:
             with ExitStack() as ends:  # all are called, also after one has failed
                 for callback in reversed(started):
@@ -264,9 +325,8 @@ class Run:
         step, most = self._step, self._batches.n_rows
         order = self._batches.order(self.epoch)
         singly = any(type(callback).on_batch is not Callback.on_batch for callback in callbacks)
-        rows: list[int] = []
-        while len(rows) < self.n_batches and not self.history.stopped:
-            self.batch = len(rows)
+        while self.done < self.n_batches and not self.history.stopped:
+            self.batch = self.done
             indices = order[self.batch * most :]
             self.batch_rows = n_rows = min(most, indices.shape[0])
             address = self._address, self.batch
@@ -276,13 +336,12 @@ class Run:
                 if self.network.backend.immediate and not math.isfinite(self.batch_loss):
                     self._fail(self.batch, self.batch_loss)
                 step.backward()
-                done = 1
+            self.done += done or 1
+            if not done:
                 for callback in callbacks:
                     callback.on_batch(self)
-            rows += [n_rows] * done
-            for callback in callbacks:
-                callback.on_progress(self, n_rows * done)
-        losses = self.network.backend.to_host(self._losses).tolist()[: len(rows)]
+            self._report_progress(callbacks, n_rows * (done or 1))
+        losses = self._losses_of_epoch()
         for batch, value in enumerate(losses):
             if not math.isfinite(value):  # on a device whose results come later
                 again = list(self._batches.epoch(self.epoch))[batch]
@@ -293,6 +352,7 @@ class Run:
                 f"an update in epoch {self.epoch + 1} made parameters non-finite: "
                 f"{self._step.first_non_finite()}. {_ADVICE}"
             )
+        rows = [min(most, self.n_samples - batch * most) for batch in range(self.done)]
         weighted = (value * n for value, n in zip(losses, rows, strict=True))
         values = {"loss": sum(weighted) / sum(rows)}
         if self._held_out:
@@ -310,6 +370,123 @@ class Run:
                 values[self._prefix + score.name] = value
         self.history.append(values)
 
+    def _report_progress(self, callbacks: list[Callback], n_rows: int) -> None:
+        if self._signal:  # heeded here only, where a checkpoint can be taken
+            self.interrupted = True
+            self.stop(self._signal)
+        for callback in callbacks:
+            callback.on_progress(self, n_rows)
+
+    def _losses_of_epoch(self) -> list[float]:
+        losses: list[float] = self.network.backend.to_host(self._losses).tolist()
+        return losses[: self.done]
+
+    # --- What a checkpoint keeps ---------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """All that it takes to go on from here: NumPy arrays and plain data.
+
+        None where a loss or the parameters are not finite.
+        """
+        backend, state = self.network.backend, self._step.state
+        losses = self._losses_of_epoch()
+        finite = all(math.isfinite(value) for value in losses)
+        if not finite or not math.isfinite(self._step.total_of_parameters()):
+            return None
+        arrays = {"parameters": self.network.parameters}
+        arrays |= {f"optimizer.{name}": slot for name, slot in state.slots.items()}
+        if self.done == self.n_batches:  # callbacks may look at it at the end of the epoch
+            arrays["gradient"] = self._step.grad
+        remembered = []
+        for index, callback in enumerate(self._callbacks):
+            plain = {}
+            for name, value in callback.state().items():
+                if backend.owns(value):
+                    arrays[f"callback{index}.{name}"] = value
+                else:
+                    plain[name] = encode(value)
+            remembered.append([type(callback).__name__, plain])
+        description = {
+            "settings": self._all_settings,
+            "epoch": self.epoch,
+            "done": self.done,
+            "step": state.step,
+            "mu_product": state.mu_product,
+            "losses": losses,
+            "history": encode(self.history.to_dict()),
+            "callbacks": remembered,
+        }
+        return {name: backend.to_host(array) for name, array in arrays.items()}, description
+
+    @cached_property
+    def _all_settings(self) -> dict[str, Any]:
+        """What must be the same where a run goes on, as text or numbers."""
+        network = self.network
+        settings = {
+            **self._settings,
+            "layers": network.layers,
+            "dtype": network.dtype,
+            "precision": network.precision,
+            "seed": network.seed,
+            "first_epoch": self.first_epoch,
+            "metrics": [*self.better],
+            "data": self._data.fingerprint(),
+            "validation data": self._held_out and self._held_out.fingerprint(),
+        }
+        return {name: _in_words(value) for name, value in settings.items()}
+
+    def _go_to(self, saved: Saved) -> dict[int, dict[str, Any]]:
+        """Take up a checkpoint; returns what the callbacks remember, by their number."""
+        check_same_run(saved, self._all_settings)
+        backend, state, found = self.network.backend, self._step.state, saved.description
+        with _readable(saved):
+            position = [found[name] for name in ("epoch", "done", "step")]
+            (epoch, done, step), losses = position, [float(loss) for loss in found["losses"]]
+            possible = 0 <= epoch < self.epochs and 0 <= done <= self.n_batches and step >= 0
+            if not possible or len(losses) != done or any(type(n) is not int for n in position):
+                raise ValueError("its position is not in this run")
+            history, mu_product = History.of(decode(found["history"])), float(found["mu_product"])
+            remembered: dict[int, dict[str, Any]] = {
+                index: {name: decode(value) for name, value in plain.items()}
+                for index, (_, plain) in enumerate(found["callbacks"])
+            }
+            names = [str(name) for name, _ in found["callbacks"]]
+            tensors = dict(saved.tensors)
+            targets = [(tensors.pop("parameters"), self.network.parameters)]
+            targets += [(tensors.pop(f"optimizer.{n}"), slot) for n, slot in state.slots.items()]
+            if done == self.n_batches:
+                targets.append((tensors.pop("gradient"), self._step.grad))
+            for name, array in tensors.items():
+                index, _, key = name.removeprefix("callback").partition(".")
+                remembered[int(index)][key] = array
+            for array, target in targets:
+                if array.shape != tuple(target.shape) or array.dtype != self.network.dtype:
+                    raise ValueError("its arrays are not of this network")
+        remembered = self._matched(saved, names, remembered)
+        self.epoch, self.done, self.history = epoch, done, history
+        self.resumed_from = saved.path
+        state.step, state.mu_product = step, mu_product
+        for array, target in targets:
+            backend.copy(backend.from_host(array), target)
+        here = backend.from_host(losses)
+        backend.copy(here, self._losses[: self.done])
+        return remembered
+
+    def _matched(
+        self, saved: Saved, names: list[str], remembered: dict[int, dict[str, Any]]
+    ) -> dict[int, dict[str, Any]]:
+        """What is remembered, by the numbers of this run's callbacks."""
+        own = [i for i, one in enumerate(self._callbacks) if type(one).state is not Callback.state]
+        theirs = [index for index, values in remembered.items() if values]
+        ours = [type(self._callbacks[i]).__name__ for i in own]
+        if [names[index] for index in theirs] != ours:
+            raise ValueError(
+                f"resume={str(saved.path)!r} is of a run with callbacks "
+                f"{', '.join(names[index] for index in theirs) or '(none)'} that remember "
+                f"something, now they are {', '.join(ours) or '(none)'}"
+            )
+        return {i: remembered[index] for i, index in zip(own, theirs, strict=True)}
+
     def _fail(self, batch: int, value: float) -> None:
         raise NonFiniteLossError(
             f"the loss became {value} in epoch {self.epoch + 1}, batch {batch + 1} of "
@@ -318,29 +495,60 @@ class Run:
 
 
 @contextmanager
+def _readable(saved: Saved | None) -> Iterator[None]:
+    """Say of what a checkpoint cannot be understood as that it is so."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        assert saved is not None
+        raise ModelFileError(
+            f"{saved.path} is not a checkpoint of this run, or is damaged ({error})"
+        ) from error
+
+
+def _in_words(value: Any) -> Any:
+    """A setting as it can be compared with one of another process."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+@contextmanager
 def _interruptible(run: Run) -> Iterator[None]:
-    """Turn the first Ctrl-C into a stop after the current step; the second is as usual."""
-    previous = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or previous in (None, signal.SIG_IGN):  # not ours to change
+    """Turn the first Ctrl-C or SIGTERM into a stop after the current step; the second is as usual.
+
+    A handler of the application's for SIGTERM is left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupted = False
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in [*previous.items()]:
+        own = handler is not signal.SIG_DFL if number == signal.SIGTERM else handler is None
+        if own or handler is signal.SIG_IGN:
+            del previous[number]
 
-    def note(signum: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        run.stop("interrupted")
-        signal.signal(signal.SIGINT, previous)
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    signal.signal(signal.SIGINT, note)
+    def note(number: int, frame: Any) -> None:
+        run._signal = _SIGNALS[signal.Signals(number)]
+        restore()
+
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-        if interrupted:
+        restore()
+        if run._signal:
+            run.stop(run._signal)
             warn_user(
-                f"training was interrupted in epoch {run.epoch + 1} of {run.epochs}; "
+                f"training was {run._signal} in epoch {run.epoch + 1} of {run.epochs}; "
                 "the network holds the last finished step",
                 TrainingInterruptedWarning,
             )

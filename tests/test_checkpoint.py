@@ -1,0 +1,291 @@
+"""Checkpoints: a run that was cut off anywhere goes on to the same bits."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xpmlp import (
+    Callback,
+    Checkpoint,
+    Dense,
+    Dropout,
+    EarlyStopping,
+    GradientNorms,
+    MLPClassifier,
+    ModelFileError,
+    Network,
+    fit,
+)
+from xpmlp.files import read_tensors, write_tensors
+from xpmlp.optimizers import OPTIMIZERS, SGD, Adam
+from xpmlp.schedules import Cosine
+
+ROOT = Path(__file__).parent.parent
+draw = np.random.default_rng(0)
+X = draw.standard_normal((203, 6))
+Y = (X[:, 0] * X[:, 1] > 0).astype(int)
+
+
+class Cut(Callback):
+    """End a run without warning after so many batches."""
+
+    class Off(BaseException):
+        pass
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_progress(self, run, n_rows):
+        if run.epoch * run.n_batches + run.done >= self.after:
+            raise Cut.Off
+
+
+def make(backend="numpy", seed=3):
+    layers = [Dense(8, "tanh"), Dropout(0.2), Dense(1, "sigmoid")]
+    return Network(6, layers, backend=backend, seed=seed)
+
+
+def run(folder=None, *, cut=None, resume=None, network=None, every=0.3, epochs=5, **options):
+    """A run with all that there is to remember; the network and its history."""
+    network = make() if network is None else network
+    callbacks = [EarlyStopping(patience=3), GradientNorms()]
+    callbacks += [Checkpoint(folder, every=every)] if folder else []
+    callbacks += [Cut(cut)] if cut else []
+    given = {"optimizer": "adam", "batch_size": 16, "metrics": ["accuracy"], **options}
+    history = fit(
+        network, X[:150], Y[:150], loss="log_loss", epochs=epochs, callbacks=callbacks,
+        validation=(X[150:], Y[150:]), verbose=0, resume=resume, **given,
+    )  # fmt: skip
+    return network, history, callbacks
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["single steps", "captured"])
+def captured(request, monkeypatch):
+    """Both ways to run a step, where Numba is installed."""
+    if request.param:
+        pytest.importorskip("numba")
+        monkeypatch.setattr("xpmlp_numpy.SECONDS_TO_CAPTURE", 0.0)
+
+
+@pytest.mark.parametrize("cut", [4, 10, 11, 37])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, Adam(Cosine(0.01))], ids=str)
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, optimizer, cut):
+    whole, expected, norms = run(optimizer=optimizer)
+    with pytest.raises(Cut.Off):
+        run(tmp_path, optimizer=optimizer, cut=cut)
+    network, history, callbacks = run(tmp_path, optimizer=optimizer, resume=tmp_path)
+    np.testing.assert_array_equal(network.parameters, whole.parameters)
+    assert history.to_dict() == expected.to_dict()
+    assert history.stopped == expected.stopped
+    assert callbacks[1].norms == norms[1].norms
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.1, "n_iter_no_change": 1},
+        {"solver": "sgd", "learning_rate": "invscaling"},
+        {"early_stopping": True, "n_iter_no_change": 2},
+        {"solver": "nadam", "dropout": 0.3, "random_state": None},
+        {"early_stopping": True, "random_state": np.random.RandomState(5)},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("cut", [5, 11, 30])
+def test_an_estimator_ends_with_the_same_bits(tmp_path, options, cut):
+    options = {"random_state": 0, "max_iter": 7, "batch_size": 20, **options}
+
+    def make_estimator(*callbacks):
+        np.random.seed(5)
+        if isinstance(options["random_state"], np.random.RandomState):
+            options["random_state"].seed(5)
+        return MLPClassifier((7,), **options, callbacks=[*callbacks])
+
+    whole = make_estimator().fit(X, Y)
+    with pytest.raises(Cut.Off):
+        make_estimator(Checkpoint(tmp_path, every=0.3), Cut(cut)).fit(X, Y)
+    model = make_estimator(Checkpoint(tmp_path, every=0.3)).fit(X, Y, resume=tmp_path)
+    np.testing.assert_array_equal(model.network_.parameters, whole.network_.parameters)
+    for name in ("loss_curve_", "n_iter_", "t_", "validation_scores_", "best_loss_", "loss_"):
+        assert getattr(model, name) == getattr(whole, name), name
+    assert model.history_.to_dict() == whole.history_.to_dict()
+
+
+def test_a_run_goes_on_on_another_device(tmp_path, backend):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    whole, history, _ = run()
+    network, resumed, _ = run(tmp_path, resume=tmp_path, network=make(backend))
+    parameters = backend.to_host(network.parameters)
+    np.testing.assert_allclose(parameters, whole.parameters, rtol=1e-9)
+    assert resumed["loss"][:2] == history["loss"][:2]
+
+
+def test_a_finished_run_is_finished(tmp_path):
+    whole, history, _ = run(tmp_path)
+    network, again, _ = run(tmp_path, resume=tmp_path)
+    np.testing.assert_array_equal(network.parameters, whole.parameters)
+    assert again.to_dict() == history.to_dict()
+
+
+def test_files_are_named_by_place_and_the_newest_kept(tmp_path):
+    run(tmp_path / "new" / "folder", every=1, epochs=3)
+    names = sorted(os.listdir(tmp_path / "new" / "folder"))
+    assert names == [f"epoch0000{epoch}-batch0000010.safetensors" for epoch in (2, 3)]
+
+
+def test_an_older_one_is_used_only_if_it_is_named(tmp_path):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    before, newest = sorted(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.raises(ModelFileError, match=re.escape(f"the one before it is {str(before)!r}")):
+        run(tmp_path, resume=tmp_path)
+    network, _, _ = run(tmp_path, resume=before)
+    np.testing.assert_array_equal(network.parameters, run()[0].parameters)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    run(tmp_path, epochs=1)
+    network = make()
+    before = np.array(network.parameters)
+    with pytest.raises(ValueError, match=r"holds checkpoints, the newest is epoch00001-.*resume="):
+        run(tmp_path, network=network)
+    np.testing.assert_array_equal(network.parameters, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": SGD(0.1)}, "with optimizer=Adam.*, now it is SGD"),
+        ({"epochs": 6}, "with epochs=5, now it is 6"),
+        ({"batch_size": 15}, "with batch_size=16, now it is 15"),
+        ({"alpha": 0.1}, r"with alpha=0.0, now it is 0.1"),
+        ({"network": make(seed=4)}, "with seed=3, now it is 4"),
+        ({"metrics": []}, "with metrics="),
+        ({"sample_weight": np.ones(150)}, "with data="),
+    ],
+)
+def test_another_run_does_not_go_on(tmp_path, options, message):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    with pytest.raises(ValueError, match=message):
+        run(resume=tmp_path, **options)
+
+
+def test_other_callbacks_do_not_go_on(tmp_path):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    network = make()
+    before = np.array(network.parameters)
+    with pytest.raises(ValueError, match="callbacks EarlyStopping, GradientNorms that remember"):
+        fit(network, X[:150], Y[:150], loss="log_loss", epochs=5, batch_size=16, verbose=0,
+            validation=(X[150:], Y[150:]), metrics=["accuracy"], resume=tmp_path)  # fmt: skip
+    np.testing.assert_array_equal(network.parameters, before)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in the folder"):
+        run(resume=tmp_path)
+    with pytest.raises(FileNotFoundError):
+        run(resume=tmp_path / "none")
+    from xpmlp import save
+
+    save(make(), tmp_path / "model")
+    with pytest.raises(ModelFileError, match="model is not a checkpoint"):
+        run(resume=tmp_path / "model")
+    with pytest.raises(ValueError, match="resume cannot be used with solver='lbfgs'"):
+        MLPClassifier(solver="lbfgs").fit(X, Y, resume=tmp_path)
+
+
+def put(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(description, tensors):
+        for key in keys:
+            description = description[key]
+        description[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("epoch", 5),
+        put("epoch", -1),
+        put("epoch", 1.0),
+        put("done", 11),
+        put("done", 2),
+        put("step", "many"),
+        put("losses", None),
+        put("mu_product", {}),
+        put("history", 3),
+        put("settings", 3),
+        put("callbacks", [["EarlyStopping", 3]]),
+        put("callbacks", 0, 1, {"best": 3.0}),
+        lambda d, tensors: tensors.pop("parameters"),
+        lambda d, tensors: tensors.pop("optimizer.m"),
+        lambda d, tensors: tensors.update({"optimizer.m": np.zeros(3)}),
+        lambda d, tensors: tensors.update({"callback9.x": np.zeros(3)}),
+        lambda d, tensors: tensors.update({"x": np.zeros(3)}),
+        lambda d, tensors: tensors.update({"callback0.parameters": np.zeros(3)}),
+    ],
+)
+def test_changed_checkpoints_are_refused(tmp_path, change):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    newest = sorted(tmp_path.iterdir())[-1]
+    tensors, description = read_tensors(newest)
+    change(description["checkpoint"], tensors)
+    write_tensors(newest, tensors, description)
+    with pytest.raises(ModelFileError, match=re.escape(newest.name)):
+        run(tmp_path, resume=newest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_one_and_leaves_a_usable_model(tmp_path, number):
+    done = train(tmp_path, number)
+    reason = "interrupted" if number == signal.SIGINT else "terminated"
+    assert f"TrainingInterruptedWarning: training was {reason} in epoch" in done.stderr
+    stopped, epochs, usable = done.stdout.split()
+    assert (stopped, usable) == (reason, "True")
+    newest = sorted(tmp_path.glob("*.safetensors"))[-1]
+    assert read_tensors(newest)[1]["checkpoint"]["epoch"] == int(epochs) - 1
+
+
+def test_a_second_ctrl_c_exits(tmp_path):
+    done = train(tmp_path, signal.SIGINT, signal.SIGINT)
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode == -signal.SIGINT
+
+
+def train(folder, *signals):
+    """A process that trains, with checkpoints, and sends itself signals in the midst of it."""
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "backends")!r}]
+import numpy as np
+from xpmlp import Callback, Checkpoint, Dense, Network, fit
+
+class Signals(Callback):
+    def on_progress(self, run, n_rows):
+        if run.epoch == 2 and run.done == 5:
+            for number in {[int(number) for number in signals]}:
+                os.kill(os.getpid(), number)
+
+network = Network(6, [Dense(8), Dense(1)], device="cpu")
+X = np.random.default_rng(0).standard_normal((200, 6))
+history = fit(network, X, X[:, 0], loss="squared_error", batch_size=10, epochs=100, verbose=0,
+              callbacks=[Signals(), Checkpoint({str(folder)!r})])
+print(history.stopped, history.n_epochs, bool(np.isfinite(network.predict(X)).all()))
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,280 @@
+"""Files that are whole or not there, and tensors under one digest of every byte.
+
+The format is described in ``docs/model-files.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpmlp.errors import ModelFileError
+
+# Bytes of the header that are read: names of columns and classes, and the history of a run.
+MAX_HEADER = 1 << 24
+_BLANK = "0" * 64
+# As it stands in JSON inside of JSON. Text of the user's cannot look so: its quotes have more
+# backslashes.
+_DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], description: Mapping[str, Any]
+) -> None:
+    """Write NumPy arrays and plain data to one safetensors file, at once.
+
+    Raises
+    ------
+    ValueError
+        If the description is too long to be read again.
+    OSError
+        If the file cannot be written. An old one is intact then.
+    """
+    from safetensors.numpy import save
+
+    text = json.dumps({**description, "sha256": _BLANK}, allow_nan=False)
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    content = bytearray(save(arrays, metadata={"xpmlp": text}))
+    length = int.from_bytes(content[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError(
+            f"names, classes and history take {length:,} bytes, a file has room for {MAX_HEADER:,}"
+        )
+    place = _DIGEST.search(content)
+    assert place is not None
+    content[slice(*place.span(1))] = sha256(content).hexdigest().encode()
+    write_atomically(path, content)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the description of a file that :func:`write_tensors` wrote.
+
+    Files of format 1 have no digest; what newer ones must have is theirs to check: the
+    description of a file with a digest that is right has the entry ``sha256``.
+
+    Raises
+    ------
+    ModelFileError
+        If it is no such file, or a byte of it has changed.
+    OSError
+        If it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= MAX_HEADER:
+                raise ValueError("it has no header")
+            header = file.read(length)
+            if b'"xpmlp"' not in header:
+                raise ValueError("its header is another program's")
+            content = start + header + file.read()
+        places = [match.span(1) for match in _DIGEST.finditer(header)]
+        for a, b in places[:1]:
+            a, b = a + 8, b + 8
+            computed = sha256(content[:a] + _BLANK.encode())
+            computed.update(memoryview(content)[b:])
+            if computed.hexdigest().encode() != content[a:b]:
+                raise ValueError("its digest is not that of its content")
+        names = json.loads(header, object_pairs_hook=_without_doubles)
+        description = json.loads(names["__metadata__"]["xpmlp"], object_pairs_hook=_without_doubles)
+        if not isinstance(description, dict) or ("sha256" in description) != (len(places) == 1):
+            raise ValueError("its description has no digest")
+        return load(content), description
+    except (
+        SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
+        OverflowError,
+    ) as error:  # fmt: skip
+        raise not_ours(path, error) from error
+
+
+def not_ours(path: str | os.PathLike[str], error: Exception) -> ModelFileError:
+    """The error for a file that cannot be understood."""
+    return ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})")
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
+    """Write a file so that at any moment `path` is either the old one or the new one, whole.
+
+    A link is followed; what is no regular file, such as a pipe, is written to as it is. What a
+    killed process left of an earlier attempt is removed.
+
+    Raises
+    ------
+    OSError
+        Naming `path`, if it cannot be written. An old file is intact then.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(content)
+        return
+    path = Path(os.path.realpath(path))
+    _remove_orphans(path)
+    temporary = None
+    try:
+        temporary, file = _open_temporary(path)
+        with file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "posix":  # while it is held; elsewhere no open file can be renamed
+                os.replace(temporary, path)
+        if os.name != "posix":
+            os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    _sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, Any]:
+    """A new file beside `path`, held by this process so that no other takes it for an orphan."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        file = open(temporary, "xb")  # noqa: SIM115  # it is returned
+        with suppress(OSError):  # a file system without locks
+            _hold(file.fileno(), wait=True)
+        if temporary.exists():
+            return temporary, file
+        file.close()
+
+
+def _remove_orphans(path: Path) -> None:
+    """Temporaries of `path` that no living process holds."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    with suppress(OSError):  # what cannot be cleaned up does not keep a file from being written
+        for name in os.listdir(path.parent):
+            if not pattern.fullmatch(name):
+                continue
+            with suppress(OSError), open(path.with_name(name), "rb") as file:
+                _hold(file.fileno(), wait=False)
+                path.with_name(name).unlink()
+
+
+def _hold(descriptor: int, wait: bool) -> None:
+    """Hold an open file until it is closed; OSError if another does and this is not to wait.
+
+    Windows, where `fcntl` is missing, removes no file that is open.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the file's new name survive a loss of power, where folders can be synchronised."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("it names something twice")
+    return made
+
+
+# --- Plain data ---------------------------------------------------------------------------------
+
+# Of arrays of labels and names, whose text is as wide as the longest takes.
+_DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+    "float32", "float64", "str", "object",
+)  # fmt: skip
+
+
+def _no_object(value: Any) -> Any:
+    raise TypeError(f"{value!r} cannot be saved")
+
+
+def _no_kind(kind: str, content: Any) -> Any:
+    raise ValueError(f"{kind!r} is not known")
+
+
+def encode(value: Any, other: Callable[[Any], Any] = _no_object) -> Any:
+    """A value as what JSON holds; what JSON has no word for becomes ``{kind: content}``.
+
+    Parameters
+    ----------
+    value : object
+        None, a truth value, number, text, or a list, tuple, mapping or vector of such.
+    other : callable, optional
+        Encodes what else there is, as text or as ``{kind: content}``.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    if value is None or isinstance(value, bool | str):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        number = float(value)
+        return number if math.isfinite(number) else {"float": str(number)}
+    if isinstance(value, list):
+        return [encode(one, other) for one in value]
+    if isinstance(value, tuple):
+        return {"tuple": [encode(one, other) for one in value]}
+    if isinstance(value, np.ndarray):
+        dtype = "str" if value.dtype.kind == "U" else value.dtype.name
+        if dtype not in _DTYPES or value.ndim != 1:
+            raise TypeError(f"an array of shape {value.shape} and dtype {value.dtype}")
+        return {"array": [encode(one, other) for one in value.tolist()], "dtype": dtype}
+    if isinstance(value, Mapping):
+        pairs = [[encode(key, other), encode(one, other)] for key, one in value.items()]
+        return {"mapping": pairs}
+    return other(value)
+
+
+def decode(value: Any, other: Callable[[str, Any], Any] = _no_kind) -> Any:
+    """The inverse of :func:`encode`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it cannot be understood.
+    """
+    if isinstance(value, list):
+        return [decode(one, other) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"array", "dtype"}:
+        if value["dtype"] not in _DTYPES:
+            raise ValueError(f"dtype {value['dtype']!r} is not known")
+        return np.array(decode(value["array"], other), value["dtype"])
+    if len(value) != 1:
+        raise ValueError(f"{value!r} is not understood")
+    kind, content = next(iter(value.items()))
+    if kind == "float" and content in ("inf", "-inf", "nan"):
+        return float(content)
+    if kind == "tuple" and isinstance(content, list):
+        return tuple(decode(one, other) for one in content)
+    if kind == "mapping" and isinstance(content, list):
+        return {decode(key, other): decode(one, other) for key, one in content}
+    return other(kind, content)
