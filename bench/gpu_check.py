@@ -3,8 +3,8 @@
 The tests on that backend, the comparison of its runs with the CPU's, and the time of a training
 step. It needs no installation and no network: Python with NumPy, CuPy and pytest, this checkout on
 PYTHONPATH, and array-api-compat, whose pure-Python wheel can lie in a folder ``wheels/``. Every
-part is written down as it ends. What needs a package that is missing counts as not
-run.
+part is written down as it ends. Tests that need SciPy, scikit-learn or click are skipped where
+these are missing, and counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -60,6 +61,7 @@ def main() -> int:
         return 2
 
     from xpmlp import available_backends, get_backend
+    from xpmlp.backends import backend_class
 
     state = available_backends().get(arguments.backend, "not known")
     if state != "usable":
@@ -67,7 +69,8 @@ def main() -> int:
         return 2
     from bench.environment import environment, write
 
-    backend = get_backend("auto", arguments.backend)
+    device = backend_class(arguments.backend).devices()[0]
+    backend = get_backend(device, arguments.backend, fallback=False)
     record: dict[str, Any] = {
         "environment": environment(),
         "device": {"name": backend.device, "version": backend.version(), **_card(backend)},
@@ -93,7 +96,11 @@ def main() -> int:
         faults.append(f"tests: {tests}")
     faults += record.get("verify", {}).get("faults", [])
     write(Path(arguments.out), record)
-    print(f"\ntests    {tests}")
+    reasons = tests.get("skipped because", {})
+    print("\ntests    " + ", ".join(f"{n} {k}" for k, n in tests.items() if n is not reasons))
+    print(*(f"  {n} skipped: {reason}" for reason, n in reasons.items()), sep="\n")
+    for name, value in record.get("products", {}).items():
+        print(f"a product in {name}: largest relative difference {value:.1e}")
     for name, value in record.get("primitives", {}).items():
         print(f"{name}: largest relative difference {value:.1e}")
     for name, value in record.get("microseconds_per_step", {}).items():
@@ -116,8 +123,8 @@ def _card(backend: Any) -> dict[str, Any]:
     return found
 
 
-def run_tests(name: str, wheels: list[str]) -> dict[str, int]:
-    """Counts of the tests whose name has the backend's in it."""
+def run_tests(name: str, wheels: list[str]) -> dict[str, Any]:
+    """Counts of the tests whose name has the backend's in it, and reasons of those skipped."""
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "tests.xml"
         path = [str(ROOT), str(ROOT / "backends"), *wheels, os.environ.get("PYTHONPATH", "")]
@@ -134,18 +141,15 @@ def run_tests(name: str, wheels: list[str]) -> dict[str, int]:
         if not junit.exists():
             return {"passed": 0, "failed": 0, "errors": 1}
         cases = list(ElementTree.parse(junit).getroot().iter("testcase"))
-    counts = {"passed": 0, "failed": 0, "errors": 0, "skipped": 0, "not_run": 0}
+    counts: dict[str, Any] = {"passed": 0, "failed": 0, "errors": 0, "skipped": 0}
     kinds = {"failure": "failed", "error": "errors", "skipped": "skipped"}
+    reasons: Counter[str] = Counter()
     for case in cases:
         ends = [child for child in case if child.tag in kinds]
-        text = " ".join(f"{child.get('message')} {child.text}" for child in ends)
-        if not ends:
-            counts["passed"] += 1
-        elif ends[0].tag != "skipped" and "ModuleNotFoundError: No module named" in text:
-            counts["not_run"] += 1
-        else:
-            counts[kinds[ends[0].tag]] += 1
-    return counts
+        counts[kinds[ends[0].tag] if ends else "passed"] += 1
+        if ends and ends[0].tag == "skipped":
+            reasons[ends[0].get("message", "")] += 1
+    return {**counts, "skipped because": dict(reasons.most_common())}
 
 
 def check_primitives(backend: Any) -> dict[str, float]:

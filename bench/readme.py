@@ -60,7 +60,8 @@ def _method(record: dict[str, Any]) -> str:
         f"Microseconds of a training step on one machine ({facts['cpu']}, {facts['cores']} cores; "
         f"{packages(facts)}): {configuration['dtype']}, ReLU, softmax, log loss, Adam, default "
         "threads. All start from the same parameters; before the timing their losses, in the order "
-        f"of the data, differed by at most {spread:.1%}. Medians of {configuration['rounds']} "
+        f"of the data, differed by at most {spread:.1%}: rounding, which training magnifies. "
+        f"Medians of {configuration['rounds']} "
         "interleaved rounds. Elsewhere, and on a busy machine, expect other times; ratios carry "
         f"further. {reasons}"
     )

@@ -10,6 +10,7 @@ os.environ["SCIPY_ARRAY_API"] = "1"
 
 import numpy as np
 import pytest
+from optional import Missing
 
 from xpmlp.backends import Backend, available_backends, get_backend
 from xpmlp.testing import strict_backend
@@ -36,3 +37,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _with_what_it_needs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip a test that uses, or one of whose parameters is of, a library that is missing."""
+    monkeypatch.setattr(Missing, "in_test", True)
+    if hasattr(request.node, "callspec"):
+        for value in request.node.callspec.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, Missing):
+                    part.skip()

@@ -13,13 +13,15 @@ from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
-from scipy import special
+from optional import optional
 from xpmlp_numpy import BLOCK, THRESHOLD
 
 from xpmlp import rules
 from xpmlp.backends import Backend, ReferenceBackend, get_backend
 from xpmlp.rng import stream
 from xpmlp.typing import RuleFunctions
+
+special = optional("scipy.special")
 
 REFERENCE = ReferenceBackend(array_api_compat.numpy)
 NUMPY = get_backend("cpu", "numpy")

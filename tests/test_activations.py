@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special
+from optional import optional
 
 from xpmlp import Dense, Network, rules
 from xpmlp.activations import (
@@ -36,6 +36,8 @@ from xpmlp.activations import (
     Tanh,
 )
 from xpmlp.backends import Backend
+
+special = optional("scipy.special")
 
 # --- The functions ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import array_api_compat.numpy
 import numpy as np
 import pytest
-from scipy import sparse
+from optional import optional
 
 import xpmlp.backends as backends
 from xpmlp import BackendUnavailableError, DeviceFallbackWarning, Network, available_backends
@@ -22,6 +22,8 @@ from xpmlp.losses import Focal
 from xpmlp.optimizers import Adam
 from xpmlp.step import Dataset, TrainingStep
 from xpmlp.training import fit
+
+sparse = optional("scipy.sparse")
 
 no_gpu = pytest.mark.skipif(
     available_backends()["cupy"] == "usable", reason="describes a machine without a GPU"

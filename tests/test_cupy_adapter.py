@@ -208,7 +208,7 @@ def test_a_network_computes_in_its_precision():
 
     backend, fast = (Host(array_api_compat.numpy) for _ in range(2))
     assert Network(2, [Dense(1)], backend=backend).backend is backend
-    network = Network(2, [Dense(1)], backend=backend, precision="tf32")
+    network = Network(2, [Dense(1)], backend=backend, dtype="float32", precision="tf32")
     assert network.backend is fast
     assert network.on(backend).backend is fast
 

@@ -1,14 +1,18 @@
 """The script for a GPU machine, on an adapter that is here."""
 
 import json
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench import gpu_check
 from xpmlp import get_backend
 
-COUNTS = {"passed": 3, "failed": 0, "errors": 0, "skipped": 0, "not_run": 1}
+ROOT = Path(__file__).parent.parent
+COUNTS = {"passed": 3, "failed": 0, "errors": 0, "skipped": 1, "skipped because": {"no beads": 1}}
 
 
 @pytest.fixture
@@ -62,6 +66,23 @@ def test_the_tests_are_counted():
     counts = gpu_check.run_tests("strict and smoke", [])
     assert counts["passed"] >= 1
     assert counts["failed"] == counts["errors"] == 0
+
+
+def test_nothing_but_numpy_and_pytest_is_needed():
+    """All the files can be collected where SciPy, scikit-learn, click and the rest are missing."""
+    code = """
+import sys
+for name in ("scipy", "sklearn", "click", "safetensors", "matplotlib", "torch", "numba",
+             "array_api_strict", "pandas", "polars", "tqdm"):
+    sys.modules[name] = None
+import pytest
+from bench.gpu_check import TESTS
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "-k", "numpy",
+                      *(f"tests/test_{test}.py" for test in TESTS)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert int(re.findall(r"(\d+)/\d+ tests collected", done.stdout)[-1]) > 1000
 
 
 def test_a_step_is_timed_on_both():

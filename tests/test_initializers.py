@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from optional import optional
 
 from xpmlp import Dense, Network
 from xpmlp.activations import ACTIVATIONS
@@ -26,6 +26,8 @@ from xpmlp.initializers import (
     Zeros,
 )
 from xpmlp.rng import stream
+
+stats = optional("scipy.stats")
 
 SHAPE = (240, 160)
 COUNT = SHAPE[0] * SHAPE[1]

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special
-from sklearn import metrics
+from optional import optional
 
 from xpmlp import Dense, Network
 from xpmlp.backends import Backend, host
@@ -29,6 +28,8 @@ from xpmlp.losses import (
     Quantile,
     SquaredError,
 )
+
+special, metrics = optional("scipy.special"), optional("sklearn.metrics")
 
 N_SAMPLES, N_OUTPUTS = 9, 3
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from optional import optional
 
 from xpmlp import Dense, Dropout, Network, rng
 from xpmlp.backends import Backend, host
 from xpmlp.layers import DropoutStage
 from xpmlp.program import Arena
+
+stats = optional("scipy.stats")
 
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 

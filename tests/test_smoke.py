@@ -8,6 +8,7 @@ from xpmlp.optimizers import Adam
 
 
 def test_the_tour(backend):
+    pytest.importorskip("safetensors")
     # A network is a number of features and a list of layers.
     network = Network(
         2,

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy import sparse
+from optional import optional
 
 from xpmlp import (
     Callback,
@@ -26,6 +26,8 @@ from xpmlp.losses import SquaredError
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
 from xpmlp.step import Dataset, TrainingStep
+
+sparse = optional("scipy.sparse")
 
 DRAW = np.random.default_rng(0)
 X = DRAW.standard_normal((50, 3))
@@ -134,6 +136,7 @@ def test_validation_in_several_blocks(backend, monkeypatch):
 
 
 def test_metrics_by_name_and_by_function(backend):
+    pytest.importorskip("sklearn")
     from sklearn.metrics import max_error, r2_score
 
     def worst(y_true, y_pred):
@@ -153,6 +156,7 @@ def test_metrics_by_name_and_by_function(backend):
 
 @pytest.mark.parametrize("kind", ["labels", "one-hot", "binary", "multilabel"])
 def test_accuracy_of_each_kind_of_target(backend, kind):
+    pytest.importorskip("sklearn")
     from sklearn.metrics import accuracy_score
 
     labels = np.digitize(X[:, 0], [-0.5, 0.5])
@@ -237,6 +241,7 @@ def test_early_stopping_restores_the_best_parameters(backend):
 
 
 def test_early_stopping_can_maximise_and_can_leave_the_last_parameters(backend):
+    pytest.importorskip("sklearn")
     network = make(backend)
     stopping = EarlyStopping("val_r2", patience=1, min_delta=10.0, restore_best=False)
     history = train(network, epochs=9, validation=(X, Y), metrics=["r2"], callbacks=[stopping])
@@ -463,6 +468,7 @@ def test_sparse_data_is_validated_in_several_blocks(backend, form, monkeypatch):
 
 
 def test_sparse_pixels_equal_their_floats(backend):
+    pytest.importorskip("scipy")
     pixels = DRAW.integers(0, 3, (50, 3)).astype("uint8")
     ends = [
         trained(backend, form(given), None)

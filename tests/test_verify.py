@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from conftest import BACKENDS
+from optional import optional
 
-from xpmlp import Dense, Network, get_backend, rules, testing
+from xpmlp import BackendUnavailableError, Dense, Network, get_backend, rules, testing
 from xpmlp.activations import ACTIVATIONS, Activation
 from xpmlp.backends import Backend, ReferenceBackend, backend_class
-from xpmlp.cli import main
 from xpmlp.conformance import BackendTests
 from xpmlp.layers import Dropout
 from xpmlp.losses import LOSSES, Loss
@@ -95,7 +95,16 @@ class Broken(Numpy):
         raise RuntimeError("out of beads")
 
 
+class CapturedStepsDoNothing(Numpy):
+    def recordable(self):
+        return type(self)("cpu")
+
+    def capture(self, step, n, n_steps, work):
+        return lambda n, epoch, batch: n
+
+
 PLANTED = [
+    (CapturedStepsDoNothing, "the losses of captured steps"),
     (WrongLoss, r"total of \(7, 3\)|step 1, loss"),
     (LateRestlessness, "not the same twice, step 9"),
     (ReadInsideTheStep, r"transfers inside steps \(read\)"),
@@ -323,11 +332,13 @@ def test_overflow_and_nan_are_asked_for():
 # --- A third party's whole test file ------------------------------------------------------------
 
 
-class TestStrict(BackendTests):
-    steps = 12
+if "array-api-strict" in BACKENDS:
 
-    def open(self):
-        return strict_backend()
+    class TestStrict(BackendTests):
+        steps = 12
+
+        def open(self):
+            return strict_backend()
 
 
 if "torch" in BACKENDS:
@@ -350,6 +361,8 @@ if "cupy" in BACKENDS:
 
 
 def run(capsys, *arguments):
+    cli = optional("xpmlp.cli")  # takes click
+    main = cli.main
     with pytest.raises(SystemExit) as ended:
         main(["verify", *arguments])
     out, err = capsys.readouterr()
@@ -392,6 +405,56 @@ def test_a_disagreement_is_exit_code_1(capsys, monkeypatch):
     code, out, _ = run(capsys, "--steps", "2")
     assert code == 1
     assert "FAULT" in out
+
+
+def test_one_participant_is_nothing_to_compare(capsys, tmp_path):
+    path = tmp_path / "v.json"
+    code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "1", "--json", str(path))
+    assert code == 0
+    assert "All agree" not in out
+    assert "Nothing was compared: there is one participant." in out
+    assert json.loads(path.read_text())[0]["agree"] is False
+    code, _, err = run(capsys, "--backends", "numpy:cpu", "--plot", str(tmp_path / "p.png"))
+    assert code == 2
+    assert "--plot needs two adapters" in err
+
+
+def test_a_participant_that_breaks_is_not_said_to_agree():
+    report = verify({"good": Numpy("cpu"), "broken": Broken("cpu")}, steps=2, dtypes=["float64"])
+    assert report.comparisons[0].one_step is None
+    assert re.search(r"good and broken, float64 +- +-\n", str(report))
+
+
+def test_every_device_takes_part_and_none_falls_back(monkeypatch):
+    class Beads(Numpy):
+        name = "beads"
+
+        @classmethod
+        def devices(cls):
+            return "beads:0", "beads:1"
+
+        @classmethod
+        def accepts(cls, device):
+            return device.startswith("beads")
+
+    class Unopened(Beads):
+        def __init__(self, device):
+            raise RuntimeError("no beads")
+
+    from xpmlp import backends
+
+    monkeypatch.setattr(testing, "available_backends", lambda: {"beads": "usable"})
+    monkeypatch.setattr(backends, "_known", lambda: {"numpy": "", "beads": ""})
+    for adapter, expected in ((Beads, {"beads:beads:0", "beads:beads:1"}), (Unopened, None)):
+        chosen = lambda name, adapter=adapter: adapter if name == "beads" else Numpy  # noqa: E731
+        monkeypatch.setattr(testing, "backend_class", chosen)
+        monkeypatch.setattr(backends, "backend_class", chosen)
+        monkeypatch.setattr(backends, "_instances", {})
+        if expected:
+            assert expected <= {*participants()}
+        else:
+            with pytest.raises(BackendUnavailableError, match="no beads"):
+                participants()
 
 
 def test_an_unknown_adapter_is_a_users_error(capsys):

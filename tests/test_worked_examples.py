@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_iris
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import MinMaxScaler
+from optional import optional
 
 from xpmlp import Callback, Dense, Dropout, Network, fit
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.optimizers import SGD, Adam
+
+datasets, selection = optional("sklearn.datasets"), optional("sklearn.model_selection")
+preprocessing = optional("sklearn.preprocessing")
 
 LEARNING_RATE = 0.1
 
@@ -472,8 +473,8 @@ def iris_layers(bias: bool) -> list:
 
 
 DATA = {
-    "breast cancer": (load_breast_cancer, breast_cancer_layers, "squared_error", 64),
-    "iris": (load_iris, iris_layers, "log_loss", 32),
+    "breast cancer": (datasets.load_breast_cancer, breast_cancer_layers, "squared_error", 64),
+    "iris": (datasets.load_iris, iris_layers, "log_loss", 32),
 }
 
 
@@ -484,8 +485,10 @@ def test_real_data(name, bias):
     # accuracy of a seed: hence a mean, and a bound with room below it.
     load, layers, loss, batch_size = DATA[name]
     X, y = load(return_X_y=True)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.3, random_state=101)
-    scaler = MinMaxScaler().fit(X_train)
+    X_train, X_test, y_train, y_test = selection.train_test_split(
+        X, y, test_size=0.3, random_state=101
+    )
+    scaler = preprocessing.MinMaxScaler().fit(X_train)
     accuracies = []
     for seed in range(5):
         network = Network(X.shape[1], layers(bias), device="cpu", seed=seed)

@@ -126,10 +126,11 @@ class ReferenceBackend(Backend):
         return self  # one for each device
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopen, (self.device, self.name)
+        return reopen, (self.device, self.name, self.precision)
 
     def __repr__(self) -> str:
-        return f"<{self.name} adapter on {self.device}>"
+        precision = "" if self.precision == "ieee" else f" in {self.precision}"
+        return f"<{self.name} adapter on {self.device}{precision}>"
 
     @cached_property
     def functions(self) -> RuleFunctions:  # type: ignore[override]
@@ -152,10 +153,14 @@ class ReferenceBackend(Backend):
         return device == "cpu"
 
     def with_precision(self, name: str) -> Self:
+        if name not in self.precisions:
+            known = ", ".join(repr(precision) for precision in self.precisions)
+            raise ValueError(f"precision must be one of {known} on {self!r}, got {name!r}")
         if name not in self._by_precision:
-            self._by_precision[name] = other = object.__new__(type(self))
-            # What an adapter keeps, such as kernels, serves every precision.
+            other = object.__new__(type(self))
+            # The same arrays, and what else is kept by now.
             vars(other).update(vars(self), precision=name)
+            return self._by_precision.setdefault(name, other)
         return self._by_precision[name]
 
     @cached_property
@@ -367,12 +372,18 @@ def get_backend(device: str = "auto", name: str | None = None, fallback: bool = 
     return host()
 
 
-def reopen(device: str, name: str) -> Backend:
+def reopen(device: str, name: str, precision: str = "ieee") -> Backend:
     """The adapter that something was pickled on; where it is missing, the CPU with a warning."""
     if name in _known():
-        return get_backend(device, name)
+        backend = get_backend(device, name)
+        return backend.with_precision(offered(precision, backend))
     warn_user(f"the adapter {name!r} is not installed; taking the CPU", DeviceFallbackWarning)
     return host()
+
+
+def offered(precision: str, backend: Backend) -> str:
+    """The precision, or where the device does not offer it IEEE arithmetic, which is stricter."""
+    return precision if precision in backend.precisions else "ieee"
 
 
 def host() -> Host:

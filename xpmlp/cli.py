@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="xpmlp")
 def cli() -> None:
-    """Multilayer perceptrons on NumPy (CPU) or CuPy (CUDA GPU)."""
+    """Multilayer perceptrons on NumPy (CPU), CuPy (CUDA GPU) or PyTorch's devices."""
 
 
 @cli.command(short_help="Train a network on a table and score it on unseen rows.")
@@ -360,6 +360,8 @@ def verify(
         groups = [{name: b, f"{name} by reference": reference_of(b)} for name, b in found.items()]
     else:
         groups = [found]
+        if plot and len(found) < 2:
+            raise ValueError("--plot needs two adapters to compare, or --against reference")
     reports = []
     for group in groups:
         report = compare_runs(group, steps=steps, progress=_progress)
@@ -369,7 +371,7 @@ def verify(
         content = json.dumps([report.to_dict() for report in reports], indent=1)
         write_atomically(json_path, content.encode())
     if plot:
-        write_atomically(plot, draw(reports, f"drift of the runs of {len(found)} adapters", plot))
+        write_atomically(plot, draw(reports, "how far runs drift apart", plot))
     return int(any(report.faults for report in reports))
 
 

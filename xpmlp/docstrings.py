@@ -104,8 +104,8 @@ backend : str or Backend, optional
     An adapter by name, or an opened one.
 dtype : {"float64", "float32"}, optional
     Of weights and arithmetic. Default: float32 if X is, otherwise float64.
-precision : str, default "ieee"
-    How the arithmetic is done; see :class:`xpmlp.Network`.
+precision : str, optional
+    How the arithmetic is done, IEEE 754 unless said otherwise; see :class:`xpmlp.Network`.
 fallback : bool, default True
     Whether a device that cannot be used gives way to the CPU, with a warning."""
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from xpmlp.activations import Activation
-from xpmlp.backends import DTypePolicy, dtype_name, get_backend, reopen
+from xpmlp.backends import DTypePolicy, dtype_name, get_backend, offered, reopen
 from xpmlp.data import (
     SparseRows,
     as_matrix,
@@ -82,12 +82,14 @@ class Network:
     dtype : {"float64", "float32"}, default "float64"
         Of parameters and computation, the same on every device. float32 takes half the memory
         and, on most GPUs, a small part of the time.
-    precision : str, default "ieee"
-        How the arithmetic is done. Every adapter computes by IEEE 754 in `dtype`; what else it
-        offers is in its ``precisions``. With ``"tf32"`` and ``"bfloat16"`` matrix products of
-        float32 round their operands, to 11 and to 8 significant bits, and are faster on NVIDIA's
-        GPUs from Ampere on. Sums, parameters and all else stay float32; float64 stays as it is.
-        PyTorch's adapter offers ``"bfloat16"`` on every device, for trying it out.
+    precision : str, optional
+        How the arithmetic is done, of those in the adapter's ``precisions``. Default: as the
+        opened adapter does, otherwise ``"ieee"``, IEEE 754 in `dtype`. With ``"tf32"`` and
+        ``"bfloat16"`` matrix products of float32 round their operands, to 11 and to 8 significant
+        bits, for the tensor cores of NVIDIA's GPUs from Ampere on. Sums, parameters and all else
+        stay float32. PyTorch's adapter offers ``"bfloat16"`` on every device, for trying it out.
+        Where the network comes to a device that does not offer it, by a fallback, a file or a
+        pickle, that computes by IEEE 754; `precision` still says what was asked for.
     seed : int, optional
         Of initial weights, shuffles and dropout masks. None draws a fresh one.
     parameters : array-like of shape (n_parameters,), optional
@@ -127,7 +129,7 @@ class Network:
         backend: str | Backend | None = None,
         fallback: bool = True,
         dtype: str = "float64",
-        precision: str = "ieee",
+        precision: str | None = None,
         seed: int | None = 0,
         parameters: Any = None,
     ) -> None:
@@ -146,11 +148,18 @@ class Network:
         else:
             raise ValueError(f"device={device!r} contradicts backend={backend!r}")
         self.policy = _policy(self.backend, dtype)
-        if precision not in self.backend.precisions:
-            known = ", ".join(repr(name) for name in self.backend.precisions)
-            raise ValueError(f"precision must be {known} on {self.backend!r}, got {precision!r}")
-        self.precision = precision
-        self.backend = self.backend.with_precision(precision)
+        own, named = self.backend.precision, backend if isinstance(backend, str) else None
+        self.precision = own if precision is None else precision
+        if own not in ("ieee", self.precision):
+            raise ValueError(f"precision={precision!r} contradicts backend={backend!r}")
+        accepted = device == "auto" or self.backend.accepts(device)
+        fell_back = not accepted or named not in (None, self.backend.name)
+        known = fell_back and self.precision in OF_FLOAT32
+        self.backend = self.backend.with_precision("ieee" if known else self.precision)
+        if self.precision in OF_FLOAT32 and self.dtype != "float32":
+            raise ValueError(
+                f"precision={self.precision!r} rounds products of float32, got dtype={self.dtype!r}"
+            )
 
         dense = self.dense = [layer for layer in self.layers if isinstance(layer, Dense)]
         widths = [self.n_features, *(layer.units for layer in dense)]
@@ -160,7 +169,7 @@ class Network:
         self.n_parameters = self.n_weights + sum(layer.units for layer in dense if layer.bias)
         with self.backend.context():
             self._parameters = self.backend.zeros((self.n_parameters,), self.policy.parameter)
-            self.weights, self.biases = self.views(self._parameters)
+            self._views = self.views(self._parameters)
         if parameters is not None:
             self.parameters = parameters
             return
@@ -179,6 +188,16 @@ class Network:
         given = as_vector(self.backend, values, "parameters", self.dtype, self.n_parameters)
         with self.backend.context():
             self.backend.copy(given, self._parameters)
+
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        """Live views of the parameters; ``network.weights[0][...] = W`` writes into one."""
+        return self._views[0]
+
+    @property
+    def biases(self) -> tuple[Array | None, ...]:
+        """Live views of the parameters, None where a layer has no bias."""
+        return self._views[1]
 
     @property
     def dtype(self) -> str:
@@ -391,7 +410,7 @@ class Network:
         values = self.parameters
         if not backend.owns(values):
             values = backend.from_host(self.backend.to_host(values))
-        return _rebuild(self._built, backend, values)
+        return rebuild(self._built, backend, values)
 
     @property
     def _built(self) -> tuple[Any, ...]:
@@ -412,32 +431,33 @@ class Network:
         )
 
 
-def offered(precision: str, backend: Backend) -> str:
-    """The precision, or where the device does not offer it IEEE arithmetic, which is stricter."""
-    return precision if precision in backend.precisions else "ieee"
+OF_FLOAT32 = ("tf32", "bfloat16")
+"""Precisions that are about products of float32."""
 
 
-def _rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
+def rebuild(built: tuple[Any, ...], backend: Backend, parameters: Array) -> Network:
     """A network with the given parameters, which may be non-finite."""
     n_features, layers, dtype, precision, seed = built
+    if precision in OF_FLOAT32 and dtype != "float32":
+        precision = "ieee"
     with backend.context():
         network = Network(
             n_features,
             layers,
-            backend=backend,
+            backend=backend.with_precision(offered(precision, backend)),
             dtype=dtype,
-            precision=offered(precision, backend),
             seed=seed,
             parameters=backend.zeros(parameters.shape, dtype),
         )
         backend.copy(parameters, network.parameters)
+    network.precision = precision
     return network
 
 
 def _unpickle(built: tuple[Any, ...], place: tuple[str, str], parameters: Any) -> Network:
     """A network from a pickle; where its device is missing, on the CPU with a warning."""
     backend = reopen(*place)
-    return _rebuild(built, backend, backend.from_host(parameters))
+    return rebuild(built, backend, backend.from_host(parameters))
 
 
 def _check_layers(layers: Any) -> tuple[Layer, ...]:

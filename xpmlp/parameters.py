@@ -75,7 +75,7 @@ class Parameters(BaseEstimator):
     device: str = "auto"
     backend: Any = None
     dtype: Any = None
-    precision: str = "ieee"
+    precision: str | None = None
     fallback: bool = True
 
     # Those that the score measures too, so that early stopping can watch it, as scikit-learn does.
@@ -119,7 +119,7 @@ class Parameters(BaseEstimator):
         "monitor": [str, callable, None],
         "callbacks": [list, tuple, None],
         "device": [str],
-        "precision": [str],
+        "precision": [str, None],
         "fallback": ["boolean"],
     }
 

@@ -22,7 +22,7 @@ from xpmlp.initializers import INITIALIZERS
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.losses import LOSSES
 from xpmlp.names import build, describe
-from xpmlp.network import Network, offered
+from xpmlp.network import Network, rebuild
 from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline
 from xpmlp.schedules import SCHEDULES
@@ -173,15 +173,9 @@ def _build_network(tensors: dict[str, Any], description: Any, backend: Any) -> N
         )
     if not np.isfinite(parameters).all():
         raise ValueError("it holds NaN or infinite parameters")
-    return Network(
-        description["n_features"],
-        layers,
-        backend=backend,
-        dtype=dtype,
-        precision=offered(description["precision"], backend),
-        seed=description["seed"],
-        parameters=parameters,
-    )
+    precision, seed = description["precision"], description["seed"]
+    built = description["n_features"], layers, dtype, precision, seed
+    return rebuild(built, backend, backend.from_host(parameters))
 
 
 def _count(n_features: int, layers: list[Layer]) -> int:

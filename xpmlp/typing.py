@@ -106,9 +106,10 @@ class Backend(Protocol):
     """What an adapter offers: one library's arrays on one device.
 
     The primitives below are all that the network, the optimizers and the training loop are
-    written in. Arrays may have leading axes in front of the ones named; ``out`` arrays are
-    C-contiguous. :class:`xpmlp.backends.ReferenceBackend` implements every one of them with
-    Array API functions alone, so an adapter derives from it and overrides what it can do better.
+    written in. Arrays of `matmul`, `elementwise` and the sums and maxima of rows and columns may
+    have leading axes in front of the ones named; ``out`` arrays are C-contiguous.
+    :class:`xpmlp.backends.ReferenceBackend` implements every primitive with Array API functions
+    alone, so an adapter derives from it and overrides what it can do better.
     """
 
     name: str
@@ -127,6 +128,8 @@ class Backend(Protocol):
     """The dtype combinations that can be trained."""
     precisions: tuple[str, ...]
     """How it can compute: ``"ieee"``, and what it offers besides."""
+    precision: str
+    """How this instance computes."""
 
     @classmethod
     def unavailable(cls) -> str | None:

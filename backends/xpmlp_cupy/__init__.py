@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
@@ -193,6 +194,8 @@ def _unavailable() -> str | None:
         return "CuPy is not installed; pip install 'xpmlp[cuda12]' or 'xpmlp[cuda13]'"
     except ImportError as error:
         return f"CuPy cannot be imported ({error})"
+    if os.environ.get("CUPY_TF32", "0") not in ("", "0"):  # of all products in the process
+        return "CUPY_TF32 is set, which rounds products; unset it, precision='tf32' asks for that"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -3,9 +3,10 @@
 Each is made from the module `cupy`, given as an argument, so that the tests can compile the same
 source by NVRTC without a GPU, and run it on a CPU.
 
-All are compiled without contraction of products and sums into fused multiply-adds: rounded one
-after the other, arithmetic, divisions and square roots give NumPy's results to the bit, and a rule
-the same ones on every device. These kernels wait for memory; the instructions cost nothing.
+Those that compute are compiled without contraction of products and sums into fused multiply-adds:
+rounded one after the other, arithmetic, divisions and square roots give NumPy's results to the bit,
+and a rule the same ones on every device. These kernels wait for memory; the instructions cost
+nothing.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 
 from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of
 from xpmlp.rng import Stream
+from xpmlp.tracing import FUNCTIONS
 from xpmlp.typing import Operand, Replay, RuleFunctions
 
 _log = logging.getLogger("xpmlp")
@@ -179,6 +180,9 @@ class _Functions:
     sqrt = np.sqrt
     tanh = np.tanh
     where = staticmethod(np.where)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a rule cannot call {name!r}, only {', '.join(FUNCTIONS)}")
 
     @cached_property
     def erf(self) -> Callable[[Any], Any]:

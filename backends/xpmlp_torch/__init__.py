@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, cached_property
+from threading import Lock
 from typing import Any
 
 from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, functions_of, host
@@ -85,13 +86,16 @@ class TorchBackend(ReferenceBackend):
             return int(free), int(total)
         return host().memory() if self.kind == "cpu" else None
 
-    def context(self) -> AbstractContextManager[Any]:
-        without_autograd: AbstractContextManager[Any] = self.torch.no_grad()
-        return without_autograd
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        with _exact_products, self.torch.no_grad():
+            yield
 
     def synchronize(self) -> None:
-        if self.kind in _ACCELERATORS:
-            getattr(self.torch, self.kind).synchronize()
+        if self.kind == "mps":
+            self.torch.mps.synchronize()
+        elif self.kind in _ACCELERATORS:
+            getattr(self.torch, self.kind).synchronize(self.xp_device)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         with self._memory(shape, dtype):
@@ -122,7 +126,8 @@ class TorchBackend(ReferenceBackend):
             array = array.copy()
         if self.kind == "mps" and str(array.dtype) == "float64":
             array = array.astype("float32")
-        tensor: Array = self.torch.as_tensor(array, device=self.xp_device)
+        with self._memory(array.shape, str(array.dtype)):
+            tensor: Array = self.torch.as_tensor(array, device=self.xp_device)
         return tensor
 
     def to_host(self, x: Array) -> Any:
@@ -134,13 +139,14 @@ class TorchBackend(ReferenceBackend):
         target: Any = out
         target.copy_(x)
 
-    def matmul(self, a: Array, b: Array, out: Array) -> None:
+    def matmul(self, a: Any, b: Any, out: Any) -> None:
         if self.precision == "bfloat16" and a.dtype == b.dtype == self.torch.float32:
-            left, right = (self.torch.Tensor.bfloat16(x) for x in (a, b))
-            if self._sums_in_float32 and out.ndim == 2:
-                self.torch.mm(left, right, out_dtype=self.torch.float32, out=out)
-                return
-            a, b = left.float(), right.float()
+            with self._memory(out.shape, "bfloat16"):
+                a, b = a.bfloat16(), b.bfloat16()
+                if self._sums_in_float32 and out.ndim == 2:
+                    self.torch.mm(a, b, out_dtype=self.torch.float32, out=out)
+                    return
+                a, b = a.float(), b.float()
         self.torch.matmul(a, b, out=out)
 
     @cached_property
@@ -167,6 +173,34 @@ class TorchBackend(ReferenceBackend):
             self.torch.index_select(x, 0, indices, out=out)
         else:
             self.copy(self.torch.index_select(x, 0, indices), out)
+
+
+class _ExactProducts:
+    """While entered, by any thread, no switch of PyTorch's rounds the operands of float32."""
+
+    def __init__(self) -> None:
+        self._lock, self._entered, self._before = Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._entered:
+                self._before = torch.get_float32_matmul_precision()
+                if self._before != "highest":
+                    torch.set_float32_matmul_precision("highest")
+            self._entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        with self._lock:
+            self._entered -= 1
+            if not self._entered and self._before != "highest":
+                torch.set_float32_matmul_precision(self._before)
+
+
+_exact_products = _ExactProducts()
 
 
 @cache
