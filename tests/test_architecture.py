@@ -17,6 +17,7 @@ HOST_FILES = {
     "datasets.py",
     "estimators.py",
     "experiment.py",
+    "export.py",
     "files.py",
     "mlp.py",
     "parameters.py",

@@ -33,6 +33,7 @@ from xpmlp.training import Run, fit
 if TYPE_CHECKING:
     from xpmlp.displays import GradientFlowDisplay, LossCurveDisplay
     from xpmlp.estimators import MLPClassifier, MLPRegressor
+    from xpmlp.export import export_onnx
 
 __version__ = "0.1.0"
 
@@ -58,14 +59,16 @@ __all__ = [
     "Run",
     "TrainingInterruptedWarning",
     "available_backends",
+    "export_onnx",
     "fit",
     "get_backend",
     "load",
     "save",
 ]
 
-# What imports scikit-learn or matplotlib is imported when it is asked for.
+# What imports scikit-learn, matplotlib or much else is imported when it is asked for.
 _LAZY = {
+    "export_onnx": "xpmlp.export",
     "GradientFlowDisplay": "xpmlp.displays",
     "LossCurveDisplay": "xpmlp.displays",
     "MLPClassifier": "xpmlp.estimators",

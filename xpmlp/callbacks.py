@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from xpmlp.errors import check_flag, check_number, unknown_name
@@ -189,7 +190,10 @@ class GradientNorms(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar with the device, samples per second and the newest values; only on a terminal."""
+    """A bar with the device, samples per second and the newest values; only on a terminal.
+
+    A terminal that goes away does not end training.
+    """
 
     def on_start(self, run: Run) -> None:
         from tqdm import tqdm
@@ -206,7 +210,8 @@ class ProgressBar(Callback):
         )
 
     def on_progress(self, run: Run, n_rows: int) -> None:
-        self._bar.update(n_rows)
+        with suppress(OSError, ValueError):
+            self._bar.update(n_rows)
 
     def on_epoch(self, run: Run) -> None:
         if not self._bar.disable:
@@ -214,4 +219,5 @@ class ProgressBar(Callback):
             self._bar.set_postfix(epoch=f"{run.epoch + 1}/{run.epochs}", **values, refresh=False)
 
     def on_end(self, run: Run) -> None:
-        self._bar.close()
+        with suppress(OSError, ValueError):
+            self._bar.close()

@@ -37,6 +37,7 @@ from xpmlp.experiment import (
     split_rows,
     target_scaling,
 )
+from xpmlp.export import export_onnx
 from xpmlp.files import write_atomically
 from xpmlp.history import History
 from xpmlp.initializers import INITIALIZERS
@@ -303,6 +304,20 @@ def predict(model: str, data: str, out: str, device: str) -> None:
     else:
         write_atomically(out, text.getvalue().encode())
         click.echo(f"{len(X)} predictions written to {out}")
+
+
+@cli.command(short_help="Write a trained model as ONNX.")
+@click.argument("model", type=click.Path())
+@click.argument("out", type=click.Path(dir_okay=False))
+def export(model: str, out: str) -> None:
+    """Write a MODEL, with its scaling, as ONNX to OUT, for other programs. It computes in float32.
+
+    The input is X, float32 of shape (n, n_features); the outputs are label and probabilities, or
+    prediction.
+    """
+    _check_output("OUT", out)
+    export_onnx(load(model, "cpu"), out)
+    click.echo(f"onnx     {out}")
 
 
 @cli.command(short_help="Show adapters, devices and free memory.")

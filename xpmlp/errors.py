@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -44,6 +45,12 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def say(text: str) -> None:
+    """Print; an output that is closed, full or broken does not end what is under way."""
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
 
 
 def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueError:

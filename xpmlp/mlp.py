@@ -23,7 +23,7 @@ from xpmlp import parity
 from xpmlp.backends import backend_of, dtype_name, get_backend, host
 from xpmlp.checkpoint import Saved, read_checkpoint
 from xpmlp.data import Batches, as_matrix, is_foreign
-from xpmlp.errors import NonFiniteLossError, warn_user
+from xpmlp.errors import NonFiniteLossError, say, warn_user
 from xpmlp.history import History
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.lbfgs import FullBatch, solve
@@ -340,7 +340,7 @@ class MLP(Parameters, ABC):
             **place,
         )
         if self.verbose and self.network_.device != "cpu":
-            print(f"Training on {self.network_.device}")
+            say(f"Training on {self.network_.device}")
         self.history_ = History()
         self.n_iter_ = self.t_ = 0
 
@@ -447,7 +447,7 @@ class MLP(Parameters, ABC):
             self.n_iter_ += 1
             self.history_.append({"loss": value})
             if self.verbose:
-                print(f"Iteration {self.n_iter_}, loss = {value:.8f}")
+                say(f"Iteration {self.n_iter_}, loss = {value:.8f}")
 
         objective = FullBatch(self.network_, data, self.alpha)
         found = solve(

@@ -21,7 +21,7 @@ from xpmlp.activations import ACTIVATIONS, Activation, Sigmoid
 from xpmlp.backends import exp_of_rows
 from xpmlp.callbacks import Callback
 from xpmlp.checkpoint import Saved
-from xpmlp.errors import ModelFileError, warn_user
+from xpmlp.errors import ModelFileError, say, warn_user
 from xpmlp.history import History
 from xpmlp.losses import LogLoss, Loss
 from xpmlp.training import Run
@@ -324,4 +324,4 @@ class Epochs(Callback):
 
     def _say(self, text: str) -> None:
         if self.estimator.verbose:
-            print(text)
+            say(text)

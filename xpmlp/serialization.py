@@ -82,7 +82,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         network, tensors, described = model, {}, {}
     elif isinstance(model, Pipeline):
         network, tensors, described = model.network, *_describe_pipeline(model)
-    elif _is_estimator(model):
+    elif is_estimator(model):
         network, tensors, described = _describe_estimator(model)
     else:
         raise TypeError(f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}")
@@ -247,7 +247,7 @@ def _build_pipeline(network: Network, tensors: dict[str, Any], described: Any) -
 # --- Estimators ---------------------------------------------------------------------------------
 
 
-def _is_estimator(model: Any) -> bool:
+def is_estimator(model: Any) -> bool:
     cls = type(model)  # a class derived from one of ours could not be found again
     return cls.__module__ == "xpmlp.estimators" and cls.__name__ in _ESTIMATORS
 
