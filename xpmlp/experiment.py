@@ -34,7 +34,7 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
         row = int(np.flatnonzero(missing)[0]) + 1
         raise ValueError(f"target column {target!r} of {table.name} has no value in data row {row}")
     names, numbers = np.unique(labels, return_inverse=True)
-    if names.dtype.kind == "f" and (names == np.floor(names)).all():
+    if names.dtype.kind == "f" and (names == np.floor(names)).all() and abs(names).max() < 2**53:
         names = names.astype(int)
     if len(names) < 2:
         raise ValueError(
