@@ -111,7 +111,8 @@ def make_optimizer(text: str, rate: float | None, schedule: str | None) -> Optim
 def target_scaling(classes: list[Any] | None, loss: Loss, y: Any) -> tuple[float, float]:
     """Shift and scale of a regression's target, for losses that suit one of any unit."""
     if classes is None and loss.name in ("squared_error", "absolute_error", "huber", "quantile"):
-        return float(y.mean()), float(y.std()) or 1.0
+        with np.errstate(all="ignore"):  # what overflows, the pipeline refuses
+            return float(y.mean()), float(y.std()) or 1.0
     return 0.0, 1.0
 
 
