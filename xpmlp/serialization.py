@@ -84,7 +84,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     elif is_estimator(model):
         network, tensors, described = _describe_estimator(model)
     else:
-        raise TypeError(f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}")
+        raise TypeError(
+            f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}; of a pipeline "
+            "of scikit-learn's, save its last step"
+        )
     parameters = np.asarray(network.backend.to_host(network.parameters))
     if not np.isfinite(parameters).all():
         raise ValueError("the network holds NaN or infinite parameters and is not saved")
