@@ -20,6 +20,8 @@ from xpmlp import (
     MLPClassifier,
     ModelFileError,
     Network,
+    NonFiniteLossError,
+    TrainingInterruptedWarning,
     fit,
 )
 from xpmlp.files import read_tensors, write_tensors
@@ -57,10 +59,14 @@ def run(folder=None, *, cut=None, resume=None, network=None, every=0.3, epochs=5
     callbacks = [EarlyStopping(patience=3), GradientNorms()]
     callbacks += [Checkpoint(folder, every=every)] if folder else []
     callbacks += [Cut(cut)] if cut else []
-    given = {"optimizer": "adam", "batch_size": 16, "metrics": ["accuracy"], **options}
+    given = {
+        "optimizer": "adam", "batch_size": 16, "metrics": ["accuracy"],
+        "validation": (X[150:], Y[150:]), **options,
+    }  # fmt: skip
+    x, y = given.pop("x", X[:150]), given.pop("y", Y[:150])
     history = fit(
-        network, X[:150], Y[:150], loss="log_loss", epochs=epochs, callbacks=callbacks,
-        validation=(X[150:], Y[150:]), verbose=0, resume=resume, **given,
+        network, x, y, loss="log_loss", epochs=epochs, callbacks=callbacks, verbose=0,
+        resume=resume, **given,
     )  # fmt: skip
     return network, history, callbacks
 
@@ -163,6 +169,61 @@ def test_a_finished_estimator_goes_on_for_more_epochs(tmp_path):
         fitted(6, resume=tmp_path / "b", learning_rate="cosine")
 
 
+def test_what_is_kept_at_the_end_of_an_epoch_is_taken_up(tmp_path):
+    # The gradient, of which GradientNorms is told after the checkpoint.
+    _, _, expected = run(every=0.5)
+    with pytest.raises(Cut.Off):
+        run(tmp_path, every=0.5, cut=10)
+    assert sorted(tmp_path.iterdir())[-1].name == "epoch00001-batch0000010.safetensors"
+    _, _, callbacks = run(tmp_path, every=0.5, resume=tmp_path)
+    assert callbacks[1].norms == expected[1].norms
+
+
+def test_the_best_parameters_before_the_cut_are_restored(tmp_path):
+    options = {"optimizer": Adam(0.5), "metrics": []}
+    whole, _, callbacks = run(**options)
+    assert callbacks[0].best_epoch <= 3
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=38, **options)
+    network, _, callbacks = run(tmp_path, resume=tmp_path, **options)
+    assert callbacks[0].best_epoch <= 3
+    np.testing.assert_array_equal(network.parameters, whole.parameters)
+
+
+def test_the_newest_is_the_furthest(tmp_path):
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    before, newest = sorted(tmp_path.iterdir())
+    newest.rename(tmp_path / "epoch100000-batch0000003.safetensors")
+    before.rename(tmp_path / "epoch99999-batch10000000.safetensors")
+    network, _, _ = run(resume=tmp_path)
+    np.testing.assert_array_equal(network.parameters, run()[0].parameters)
+
+
+def test_other_files_of_the_folder_are_left_alone(tmp_path):
+    names = {"epochs100-batch32.safetensors", "epoch1-batch2.safetensors", "notes.txt"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".epoch00002-batch0000005.safetensors.deadbeef").write_text("of a killed process")
+    run(tmp_path, epochs=2)
+    assert names < {*os.listdir(tmp_path)}
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+
+    class Second(Callback):
+        def on_epoch(self, run_):
+            with pytest.raises(ValueError, match="is where another run writes checkpoints"):
+                run(tmp_path)
+
+    fit(make(), X, Y, loss="log_loss", epochs=1, verbose=0, callbacks=[
+        Second(), Checkpoint(tmp_path, every=99),
+    ])  # fmt: skip
+    run(tmp_path, epochs=1)
+
+
 def test_files_are_named_by_place_and_the_newest_kept(tmp_path):
     run(tmp_path / "new" / "folder", every=1, epochs=3)
     names = sorted(os.listdir(tmp_path / "new" / "folder"))
@@ -201,6 +262,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
         ({"network": make(seed=4)}, "with seed=3, now it is 4"),
         ({"metrics": []}, "with metrics="),
         ({"sample_weight": np.ones(150)}, "with data="),
+        ({"x": X[:150] + 1e-9 * (np.arange(150) == 77)[:, None]}, "with data="),
+        ({"y": Y[:150] ^ (np.arange(150) == 99)}, "with data="),
+        ({"validation": (X[151:], Y[151:])}, "with validation data="),
     ],
 )
 def test_another_run_does_not_go_on(tmp_path, options, message):
@@ -219,6 +283,73 @@ def test_other_callbacks_do_not_go_on(tmp_path):
         fit(network, X[:150], Y[:150], loss="log_loss", epochs=5, batch_size=16, verbose=0,
             validation=(X[150:], Y[150:]), metrics=["accuracy"], resume=tmp_path)  # fmt: skip
     np.testing.assert_array_equal(network.parameters, before)
+
+
+def test_a_callback_that_watches_each_batch_is_part_of_a_run(tmp_path):
+    class Watch(Callback):
+        def on_batch(self, run_):
+            pass
+
+    with pytest.raises(Cut.Off):
+        run(tmp_path, cut=25)
+    network = make()
+    with pytest.raises(ValueError, match="that watch each batch=False, now it is True"):
+        fit(network, X[:150], Y[:150], loss="log_loss", epochs=5, batch_size=16, verbose=0,
+            validation=(X[150:], Y[150:]), metrics=["accuracy"], resume=tmp_path,
+            callbacks=[EarlyStopping(patience=3), GradientNorms(), Watch()])  # fmt: skip
+
+
+def test_a_callback_that_remembers_nothing_yet_goes_on(tmp_path):
+    class Late(Callback):
+        def state(self):
+            return {}
+
+    def trained(*callbacks, **options):
+        callbacks = [Late(), Checkpoint(tmp_path, every=0.3), *callbacks]
+        fit(make(), X, Y, loss="log_loss", epochs=2, verbose=0, callbacks=callbacks, **options)
+
+    with pytest.raises(Cut.Off):
+        trained(Cut(9))
+    trained(resume=tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["a later callback", "what one remembers"])
+def test_a_refusal_after_the_start_changes_nothing(tmp_path, fault):
+    with pytest.raises(Cut.Off):
+        run(tmp_path / "a", cut=25)
+    run(tmp_path / "b", epochs=1)
+    newest = sorted((tmp_path / "a").iterdir())[-1]
+    if fault == "what one remembers":
+        tensors, description = read_tensors(newest)
+        description["checkpoint"]["callbacks"][1][1]["norms"] = 3
+        write_tensors(newest, tensors, description)
+    network = make()
+    before = np.array(network.parameters)
+    folder = {"a later callback": "b", "what one remembers": "a"}[fault]
+    with pytest.raises((ValueError, ModelFileError)):
+        run(tmp_path / folder, network=network, resume=newest)
+    np.testing.assert_array_equal(network.parameters, before)
+
+
+def test_a_signal_between_two_epochs_ends_before_the_next(tmp_path):
+    class Between(Callback):
+        def on_epoch(self, run_):
+            if run_.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.warns(TrainingInterruptedWarning, match="in epoch 3 of 9"):
+        history = fit(make(), X, Y, loss="log_loss", epochs=9, verbose=0,
+                      callbacks=[Between(), Checkpoint(tmp_path)])  # fmt: skip
+    assert history.n_epochs == 2
+    assert sorted(tmp_path.iterdir())[-1].name == "epoch00003-batch0000000.safetensors"
+
+
+def test_an_optimizer_that_overflows_ends_training_and_reaches_no_file(tmp_path):
+    network = Network(6, [Dense(1)], device="cpu", dtype="float32", seed=0)
+    with pytest.raises(NonFiniteLossError, match=r"an update in epoch 1 made v non-finite"):
+        fit(network, X * 1e10, Y * 1e12, loss="squared_error", epochs=3, batch_size=16, verbose=0,
+            callbacks=[Checkpoint(tmp_path, every=0.1)])  # fmt: skip
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from conftest import BACKENDS
 from xpmlp import DeviceFallbackWarning, available_backends
 from xpmlp.backends import Backend, dtype_name, host
 from xpmlp.optimizers import (
+    FLUSH_EVERY,
     OPTIMIZERS,
     SGD,
     AdaDelta,
@@ -483,7 +484,7 @@ def test_a_gradient_that_stops_leaves_no_subnormal_state(name, dtype):
     first = next(iter(state.slots.values()))  # the one with the momentum
     for step in range(8000 if dtype == "float64" else 1500):
         optimizer.update(theta, np.full(N_ELEMENTS, float(step == 0), dtype), state)
-        if state.step % 64 == 0:
+        if state.step % FLUSH_EVERY == 0:
             assert first[0] == 0 or abs(first[0]) >= smallest
     assert (backend.to_host(first) == 0).all()
     assert np.isfinite(theta).all()

@@ -86,6 +86,14 @@ def test_an_old_file_stays_whole_when_writing_fails(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["m"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synchronised")
+def test_the_file_and_its_name_survive_a_loss_of_power(tmp_path, monkeypatch):
+    synchronised = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synchronised.append(os.fstat(fd).st_ino))
+    write_atomically(tmp_path / "m", b"new")
+    assert synchronised == [(tmp_path / "m").stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

@@ -208,9 +208,9 @@ def test_a_schedule_without_length_spans_the_call(backend):
     rates = []
 
     class Spy(SGD):
-        def rate(self, step):
-            rates.append(super().rate(step))
-            return rates[-1]
+        def rates(self, steps):
+            rates.extend(super().rates(steps))
+            return rates[-len(steps) :]
 
     train(make(backend), epochs=4, batch_size=20, optimizer=Spy(learning_rate=Cosine(0.5)))
     assert len(rates) == 12

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpmlp.callbacks import Callback
 from xpmlp.errors import ModelFileError, check_number
-from xpmlp.files import read_tensors, write_tensors
+from xpmlp.files import hold_folder, read_tensors, remove_orphans, write_tensors
 
 if TYPE_CHECKING:
     from xpmlp.training import Run
 
 FORMAT = 2
-_ENDING = ".safetensors"
+_NAME = re.compile(r"epoch(\d{5,})-batch(\d{7,})\.safetensors")
 
 
 class Checkpoint(Callback):
@@ -38,7 +39,7 @@ class Checkpoint(Callback):
     ------
     ValueError
         When training starts: if the folder holds checkpoints and the run does not go on from one
-        of them.
+        of them, or another run writes there.
     OSError
         If a file cannot be written. It ends training; those before it are intact.
     """
@@ -58,6 +59,10 @@ class Checkpoint(Callback):
                 "from them with resume=, or give another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._held = hold_folder(self.path)
+        if self._held is None:
+            raise ValueError(f"path={str(self.path)!r} is where another run writes checkpoints")
+        remove_orphans(self.path, _NAME.pattern)
         self._interval = max(1, round(self.every * run.n_batches))
         self._last = self._due(run)
 
@@ -65,6 +70,9 @@ class Checkpoint(Callback):
         if run.interrupted or self._due(run) > self._last:
             self._last = self._due(run)
             self._write(run)
+
+    def on_end(self, run: Run) -> None:
+        self._held.close()
 
     def _due(self, run: Run) -> int:
         return (run.epoch * run.n_batches + run.done) // self._interval
@@ -74,12 +82,12 @@ class Checkpoint(Callback):
         if state is None:  # not finite, and training is about to end for it
             return
         tensors, description = state
-        name = f"epoch{run.epoch + 1:05d}-batch{run.done:07d}{_ENDING}"
-        write_tensors(self.path / name, tensors, {"format": FORMAT, "checkpoint": description})
+        file = self.path / f"epoch{run.epoch + 1:05d}-batch{run.done:07d}.safetensors"
+        write_tensors(file, tensors, {"format": FORMAT, "checkpoint": description})
         # Later ones than this are of the run that this one takes up, and not newer.
-        older = [file for file in _files(self.path) if file.name <= name]
-        for file in older[: -self.keep]:
-            file.unlink(missing_ok=True)
+        older = [one for one in _files(self.path) if _place(one) <= _place(file)]
+        for one in older[: -self.keep]:
+            one.unlink(missing_ok=True)
 
 
 class Saved(NamedTuple):
@@ -136,4 +144,10 @@ def check_same_run(saved: Saved, settings: Mapping[str, Any]) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(folder.glob(f"epoch*-batch*{_ENDING}")) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((file for file in found if _NAME.fullmatch(file.name)), key=_place)
+
+
+def _place(file: Path) -> tuple[int, ...]:
+    """Epoch and batch in the name of a checkpoint."""
+    return tuple(map(int, _NAME.fullmatch(file.name).groups()))  # type: ignore[union-attr]

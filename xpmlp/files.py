@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
@@ -122,7 +122,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | bytearray) -
         Path(path).write_bytes(content)
         return
     path = Path(os.path.realpath(path))
-    _remove_orphans(path)
+    remove_orphans(path.parent, re.escape(path.name))
     temporary = None
     try:
         temporary, file = _open_temporary(path)
@@ -155,16 +155,35 @@ def _open_temporary(path: Path) -> tuple[Path, Any]:
         file.close()
 
 
-def _remove_orphans(path: Path) -> None:
-    """Temporaries of `path` that no living process holds."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+def remove_orphans(folder: Path, name: str) -> None:
+    """Temporaries of files whose names match a pattern, if no living process holds them."""
+    pattern = re.compile(rf"\.{name}\.[0-9a-f]{{8}}")
     with suppress(OSError):  # what cannot be cleaned up does not keep a file from being written
-        for name in os.listdir(path.parent):
-            if not pattern.fullmatch(name):
+        for orphan in os.listdir(folder):
+            if not pattern.fullmatch(orphan):
                 continue
-            with suppress(OSError), open(path.with_name(name), "rb") as file:
+            with suppress(OSError), open(folder / orphan, "rb") as file:
                 _hold(file.fileno(), wait=False)
-                path.with_name(name).unlink()
+                (folder / orphan).unlink()
+
+
+def hold_folder(folder: Path) -> Any:
+    """Something whose `close` lets go of the folder; None if another run holds it.
+
+    The end of a process lets go of it too. Where folders cannot be held, nothing is.
+    """
+    held = ExitStack()
+    with suppress(PermissionError):  # Windows opens no folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        try:
+            _hold(descriptor, wait=False)
+        except BlockingIOError:
+            held.close()
+            return None
+        except OSError:  # a file system without locks
+            pass
+    return held
 
 
 def _hold(descriptor: int, wait: bool) -> None:

@@ -28,8 +28,9 @@ from xpmlp.schedules import Schedule
 from xpmlp.typing import Array, Backend, Rule
 
 # A momentum whose gradient stays zero decays into denormal numbers, on which a CPU is slower by
-# an order of magnitude. Every so many steps they become zero.
-FLUSH_EVERY = 64
+# an order of magnitude. Every so many steps they become zero: by themselves it would take those of
+# Adam's v sixteen thousand.
+FLUSH_EVERY = 256
 
 
 @dataclass
@@ -158,23 +159,26 @@ class Optimizer:
                     f"state must be of a theta of shape {tuple(theta.shape)} and dtype "
                     f"{dtype_name(theta)}, got {tuple(slot.shape)} and {dtype_name(slot)}"
                 )
-        numbers = self.advance(state)
+        (numbers,) = self.advance(state)
         with state.backend.context():
             self.apply(state.backend, theta, grad, state, numbers)
             self.flush(state.backend, state)
 
-    def advance(self, state: OptimizerState) -> tuple[float, ...]:
-        """Count one more step; the numbers of it that :meth:`apply` takes."""
-        rate = self.rate(state.step)
-        state.step += 1
-        decay = (1.0 - rate * self.weight_decay,) if self.weight_decay else ()
-        return (*decay, *self.numbers(rate, state))
+    def advance(self, state: OptimizerState, n: int = 1) -> list[tuple[float, ...]]:
+        """Count `n` more steps; the numbers of each that :meth:`apply` takes."""
+        rates = self.rates(range(state.step, state.step + n))
+        numbers = self.numbers(rates, state)
+        state.step += n
+        if not self.weight_decay:
+            return numbers
+        decay = [1.0 - rate * self.weight_decay for rate in rates]
+        return [(factor, *one) for factor, one in zip(decay, numbers, strict=True)]
 
     @property
     def n_numbers(self) -> int:
-        """How many numbers :meth:`advance` returns."""
-        example = OptimizerState(1, {}, host(), 0)
-        return bool(self.weight_decay) + len(self.numbers(0.0, example))
+        """How many numbers a step has."""
+        (example,) = self.numbers([0.0], OptimizerState(0, {}, host(), 0))
+        return bool(self.weight_decay) + len(example)
 
     def apply(
         self,
@@ -204,13 +208,14 @@ class Optimizer:
             return self
         return replace(self, learning_rate=self.learning_rate.over(n_steps))
 
-    def rate(self, step: int) -> float:
-        """The learning rate of the update after `step` finished ones."""
+    def rates(self, steps: range) -> list[float]:
+        """The learning rates of the updates after so many finished ones."""
         if not callable(self.learning_rate):
-            return float(self.learning_rate)
-        rate = self.learning_rate(step)
-        check_number(f"the learning rate of step {step}", rate, minimum=0)
-        return float(rate)
+            return [float(self.learning_rate)] * len(steps)
+        rates = [self.learning_rate(step) for step in steps]
+        for step, rate in zip(steps, rates, strict=True):
+            check_number(f"the learning rate of step {step}", rate, minimum=0)
+        return [float(rate) for rate in rates]
 
     def slots(self) -> tuple[str, ...]:
         """Names of the remembered arrays, in the order the rule takes and returns them."""
@@ -221,8 +226,8 @@ class Optimizer:
         """``rule(xp, p, g, *slots, *numbers) -> (p, *slots)``."""
 
     @abstractmethod
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        """The rule's numbers for one update; ``state.step`` counts from 1 here."""
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        """The rule's numbers for the next updates; ``state.step`` counts finished ones."""
 
 
 @dataclass(frozen=True)
@@ -279,13 +284,16 @@ class SGD(Optimizer):
             return rules.scaled_nesterov if self.nesterov else rules.scaled_momentum
         return rules.nesterov if self.nesterov else rules.momentum
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        if not self.momentum:
-            return (rate,)
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        momentum = float(self.momentum)
+        if not momentum:
+            return [(rate,) for rate in rates]
         if self.rate_in_velocity:
-            return rate, float(self.momentum)
-        gain = 1.0 if state.step == 1 else 1.0 - self.dampening
-        return rate, float(self.momentum), gain
+            return [(rate, momentum) for rate in rates]
+        gains = [1.0 - self.dampening] * len(rates)
+        if state.step == 0:
+            gains[0] = 1.0
+        return [(rate, momentum, gain) for rate, gain in zip(rates, gains, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -312,8 +320,8 @@ class AdaGrad(Optimizer):
     def rule(self) -> Rule:
         return rules.adagrad
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        return rate, float(self.epsilon)
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        return [(rate, float(self.epsilon)) for rate in rates]
 
 
 @dataclass(frozen=True)
@@ -346,8 +354,9 @@ class AdaDelta(Optimizer):
     def rule(self) -> Rule:
         return rules.adadelta
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        return rate, float(self.rho), 1.0 - self.rho, float(self.epsilon)
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        others = float(self.rho), 1.0 - self.rho, float(self.epsilon)
+        return [(rate, *others) for rate in rates]
 
 
 @dataclass(frozen=True)
@@ -390,9 +399,11 @@ class RMSprop(Optimizer):
             return rules.rmsprop_centered_momentum if self.centered else rules.rmsprop_momentum
         return rules.rmsprop_centered if self.centered else rules.rmsprop
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        common = (rate, float(self.rho), 1.0 - self.rho, float(self.epsilon))
-        return (*common, float(self.momentum)) if self.momentum else common
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        others: tuple[float, ...] = float(self.rho), 1.0 - self.rho, float(self.epsilon)
+        if self.momentum:
+            others = *others, float(self.momentum)
+        return [(rate, *others) for rate in rates]
 
 
 @dataclass(frozen=True)
@@ -410,11 +421,10 @@ class _AdamBase(Optimizer):
     def slots(self) -> tuple[str, ...]:
         return "m", "v"
 
-    def _moments(self, state: OptimizerState) -> tuple[float, ...]:
-        """beta_1, 1 - beta_1, beta_2, 1 - beta_2, 1 / sqrt(1 - beta_2^t), epsilon."""
+    def _constants(self) -> tuple[float, float, float, float, float]:
+        """beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon."""
         b1, b2 = float(self.beta_1), float(self.beta_2)
-        root = 1.0 / math.sqrt(1.0 - b2**state.step)
-        return b1, 1.0 - b1, b2, 1.0 - b2, root, float(self.epsilon)
+        return b1, 1.0 - b1, b2, 1.0 - b2, float(self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -452,10 +462,15 @@ class Adam(_AdamBase):
     def rule(self) -> Rule:
         return rules.amsgrad if self.amsgrad else rules.adam
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        *moments, root, epsilon = self._moments(state)
-        epsilon = epsilon * root if self.epsilon_hat else epsilon
-        return rate / (1.0 - self.beta_1**state.step), *moments, root, epsilon
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        b1, o1, b2, o2, epsilon = self._constants()
+        numbers: list[tuple[float, ...]] = [
+            (rate / (1.0 - b1**t), b1, o1, b2, o2, 1.0 / math.sqrt(1.0 - b2**t), epsilon)
+            for t, rate in enumerate(rates, state.step + 1)
+        ]
+        if self.epsilon_hat:
+            return [(*others, root, eps * root) for *others, root, eps in numbers]
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -498,12 +513,17 @@ class NAdam(_AdamBase):
     def rule(self) -> Rule:
         return rules.nadam
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        mu, mu_next = self._mu(state.step), self._mu(state.step + 1)
-        state.mu_product *= mu
-        lr_g = rate * (1.0 - mu) / (1.0 - state.mu_product)
-        lr_m = rate * mu_next / (1.0 - state.mu_product * mu_next)
-        return lr_g, lr_m, *self._moments(state)
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        b1, o1, b2, o2, epsilon = self._constants()
+        numbers: list[tuple[float, ...]] = []
+        for t, rate in enumerate(rates, state.step + 1):
+            mu, mu_next = self._mu(t), self._mu(t + 1)
+            state.mu_product *= mu
+            lr_g = rate * (1.0 - mu) / (1.0 - state.mu_product)
+            lr_m = rate * mu_next / (1.0 - state.mu_product * mu_next)
+            root = 1.0 / math.sqrt(1.0 - b2**t)
+            numbers.append((lr_g, lr_m, b1, o1, b2, o2, root, epsilon))
+        return numbers
 
     def _mu(self, t: int) -> float:
         return float(self.beta_1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay)))
@@ -531,9 +551,12 @@ class AdaMax(_AdamBase):
     def rule(self) -> Rule:
         return rules.adamax
 
-    def numbers(self, rate: float, state: OptimizerState) -> tuple[float, ...]:
-        b1 = float(self.beta_1)
-        return rate / (1.0 - b1**state.step), b1, 1.0 - b1, float(self.beta_2), float(self.epsilon)
+    def numbers(self, rates: list[float], state: OptimizerState) -> list[tuple[float, ...]]:
+        b1, o1, b2, _, epsilon = self._constants()
+        return [
+            (rate / (1.0 - b1**t), b1, o1, b2, epsilon)
+            for t, rate in enumerate(rates, state.step + 1)
+        ]
 
 
 def _unpickle(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
+from math import isfinite
 from typing import Any
 
 from xpmlp import rules
@@ -22,8 +24,6 @@ from xpmlp.typing import Array, Replay
 _log = logging.getLogger("xpmlp")
 # Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
 _CHUNK_WORK = 1e10
-# Rows that tell whether the data is the same.
-_FINGERPRINT_ROWS = 256
 # Rows evaluated at a time on validation data.
 _EVALUATE_ROWS = 1024
 
@@ -68,18 +68,15 @@ class Dataset:
         return self._network.backend.to_host(self.y)
 
     def fingerprint(self) -> str:
-        """Shapes and dtypes of the data, and a digest of some rows: whether it is the same."""
-        backend, n = self._network.backend, self.n_samples
-        rows = [*range(0, n, max(1, n // _FINGERPRINT_ROWS))]
-        digest = sha256()
+        """A digest of shapes, dtypes and all numbers: whether the data is the same."""
+        backend, digest = self._network.backend, sha256()
         parts = [self.x, self.y] + ([] if self.weight is None else [self.weight])
         for part in parts:
-            if isinstance(part, SparseRows):
-                some = part[rows]
-            else:
-                chosen = backend.from_host(host().xp.asarray(rows))
-                some = backend.to_host(backend.xp.take(part, chosen, axis=0))
-            digest.update(f"{tuple(part.shape)} {some.dtype}".encode() + some.tobytes())
+            for block in blocks(self.n_samples, _EVALUATE_ROWS):
+                sparse = isinstance(part, SparseRows)
+                some = part[block] if sparse else backend.to_host(part[block, ...])
+                digest.update(some.tobytes())
+            digest.update(f"{tuple(part.shape)} {some.dtype}".encode())
         return digest.hexdigest()[:16]
 
     def stage(self, rows: Array | slice, objective: Objective) -> None:
@@ -186,14 +183,21 @@ class TrainingStep:
         self.data.stage(indices, self.objective)
         return self.objective.forward(epoch, batch)
 
-    def total_of_parameters(self) -> float:
-        """The sum of all parameters, which is finite if all of them are."""
-        network = self.network
-        return sum_of(network.backend, network.parameters, network.policy.accumulate)
+    def overflowed(self) -> str | None:
+        """What is not finite after the updates so far: "parameters", or one of the slots."""
+        network, slots = self.network, self.state.slots
+        named = {"parameters": network.parameters, **slots}
+        for name, x in named.items():
+            # The sum is finite only if all are; it may overflow where all are.
+            total = sum_of(network.backend, x, network.policy.accumulate)
+            if not (isfinite(total) or _all_finite(network.backend.xp, x)):
+                return name
+        return None
 
     def backward(self) -> None:
         """The gradient of that objective, and the update of the parameters."""
-        self._backward(self.optimizer.advance(self.state))
+        (numbers,) = self.optimizer.advance(self.state)
+        self._backward(numbers)
         self.optimizer.flush(self.backend, self.state)
 
     def _backward(self, numbers: Sequence[Any]) -> None:
@@ -242,15 +246,15 @@ class TrainingStep:
         room = FLUSH_EVERY - state.step % FLUSH_EVERY
         n = min(indices.shape[0] // n_rows, captured.values.shape[0], room)
         before = state.step, state.mu_product
-        numbers = host().xp.asarray([optimizer.advance(state) for _ in range(n)])
+        values = chain.from_iterable(optimizer.advance(state, n))
+        numbers = host().xp.fromiter(values, "float64").reshape(n, -1)
         backend.copy(backend.from_host(numbers), captured.numbers[:n, :])
         backend.copy(indices[: n * n_rows], captured.rows[: n * n_rows])
         done = captured.replay(n, epoch, batch)
         backend.copy(captured.values[:n], losses[batch : batch + n])
         if done < n:
             state.step, state.mu_product = before
-            for _ in range(done):
-                optimizer.advance(state)
+            optimizer.advance(state, done)
         optimizer.flush(backend, state)
         return done
 
@@ -300,7 +304,7 @@ class TrainingStep:
         xp = self.network.backend.xp
 
         def broken(*arrays: Array | None) -> bool:
-            return any(x is not None and not bool(xp.all(xp.isfinite(x))) for x in arrays)
+            return any(x is not None and not _all_finite(xp, x) for x in arrays)
 
         place = ""
         stages = self.objective.program.stages
@@ -311,3 +315,7 @@ class TrainingStep:
             if broken(stage.a):
                 return f"the first non-finite values are in the output of {place}"
         return f"all layers are finite, but the loss of the output of {place} is not"
+
+
+def _all_finite(xp: Any, x: Array) -> bool:
+    return bool(xp.all(xp.isfinite(x)))

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -236,7 +236,7 @@ class Run:
         self.history = History()
         self.epochs, self.n_samples = epochs, batches.n_samples
         self.epoch = self.batch = self.batch_rows = self.done = 0
-        self.interrupted = False
+        self.interrupted = self._begun = False
         self.resumed_from: Path | None = None
         self._signal = ""
         self._settings = settings
@@ -264,6 +264,11 @@ class Run:
         """Of the newest step, for which it is valid: live views on the device."""
         grad = self._step.grad
         return Gradient(grad, *self.network.views(grad), None)
+
+    @property
+    def _watched(self) -> bool:
+        """Whether a callback looks at each batch, so that steps are done one by one."""
+        return any(type(one).on_batch is not Callback.on_batch for one in self._callbacks)
 
     @property
     def _address(self) -> int:
@@ -295,16 +300,18 @@ class Run:
         NonFiniteLossError
         """
         self._callbacks = callbacks
-        remembered = {} if saved is None else self._go_to(saved)
-        started: list[Callback] = []
-        try:
+        with ExitStack() as ends:  # all are called, also after one has failed
+            if saved is not None:
+                ends.push(self._undo_unless_begun())
+            remembered = {} if saved is None else self._go_to(saved)
             for callback in callbacks:
                 callback.on_start(self)
-                started.append(callback)
+                ends.callback(callback.on_end, self)
             for index, state in remembered.items():
                 with _readable(saved):
-                    callbacks[index].restore(state)
+                    self._remembering[index].restore(state)
             with _interruptible(self):
+                self._begun = True
                 for epoch in range(self.epoch, self.epochs):
                     self.epoch = epoch
                     self._train_epoch(callbacks)
@@ -317,15 +324,23 @@ class Run:
                         self._report_progress(callbacks, 0)
                         break
                     self.done = 0
-        finally:
-            with ExitStack() as ends:  # all are called, also after one has failed
-                for callback in reversed(started):
-                    ends.callback(callback.on_end, self)
+
+    def _undo_unless_begun(self) -> Callable[..., None]:
+        """Gives the network its parameters back where a checkpoint turns out to be unsuitable."""
+        backend, parameters = self.network.backend, self.network.parameters
+        before = backend.empty(parameters.shape, self.network.dtype)
+        backend.copy(parameters, before)
+
+        def undo(*_: Any) -> None:
+            if not self._begun:
+                backend.copy(before, parameters)
+
+        return undo
 
     def _train_epoch(self, callbacks: list[Callback]) -> None:
         step, most = self._step, self._batches.n_rows
         order = self._batches.order(self.epoch)
-        singly = any(type(callback).on_batch is not Callback.on_batch for callback in callbacks)
+        singly = self._watched
         while self.done < self.n_batches and not self.history.stopped:
             self.batch = self.done
             indices = order[self.batch * most :]
@@ -343,17 +358,23 @@ class Run:
                     callback.on_batch(self)
             self._report_progress(callbacks, n_rows * (done or 1))
         losses = self._losses_of_epoch()
-        for batch, value in enumerate(losses):
-            if not math.isfinite(value):  # on a device whose results come later
-                again = list(self._batches.epoch(self.epoch))[batch]
-                self._step.forward(again, self._address, batch)
-                self._fail(batch, value)
-        if not math.isfinite(self._step.total_of_parameters()):
-            raise NonFiniteLossError(
-                f"an update in epoch {self.epoch + 1} made parameters non-finite: "
-                f"{self._step.first_non_finite()}. {_ADVICE}"
+        if not math.isfinite(sum(losses)):  # on a device whose results come later
+            for batch, value in enumerate(losses):
+                if not math.isfinite(value):
+                    again = list(self._batches.epoch(self.epoch))[batch]
+                    self._step.forward(again, self._address, batch)
+                    self._fail(batch, value)
+        broken = self._step.overflowed()
+        if broken:
+            where = (
+                self._step.first_non_finite() if broken == "parameters" else "it is the optimizer's"
             )
-        rows = [min(most, self.n_samples - batch * most) for batch in range(self.done)]
+            raise NonFiniteLossError(
+                f"an update in epoch {self.epoch + 1} made {broken} non-finite: {where}. {_ADVICE}"
+            )
+        rows = [most] * self.done
+        if self.done == self.n_batches:
+            rows[-1] = self.n_samples - (self.done - 1) * most
         weighted = (value * n for value, n in zip(losses, rows, strict=True))
         values = {"loss": sum(weighted) / sum(rows)}
         if self._held_out:
@@ -387,19 +408,18 @@ class Run:
     def state(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """All that it takes to go on from here: NumPy arrays and plain data.
 
-        None where a loss or the parameters are not finite.
+        None where a loss, the parameters or the optimizer's state are not finite.
         """
         backend, state = self.network.backend, self._step.state
         losses = self._losses_of_epoch()
-        finite = all(math.isfinite(value) for value in losses)
-        if not finite or not math.isfinite(self._step.total_of_parameters()):
+        if not all(math.isfinite(value) for value in losses) or self._step.overflowed():
             return None
         arrays = {"parameters": self.network.parameters}
         arrays |= {f"optimizer.{name}": slot for name, slot in state.slots.items()}
         if self.done == self.n_batches:  # callbacks may look at it at the end of the epoch
             arrays["gradient"] = self._step.grad
         remembered = []
-        for index, callback in enumerate(self._callbacks):
+        for index, callback in enumerate(self._remembering):
             plain = {}
             for name, value in callback.state().items():
                 if backend.owns(value):
@@ -431,6 +451,7 @@ class Run:
             "seed": network.seed,
             "first_epoch": self.first_epoch,
             "metrics": [*self.better],
+            "callbacks that watch each batch": self._watched,
             "data": self._data.fingerprint(),
             "validation data": self._held_out and self._held_out.fingerprint(),
         }
@@ -468,7 +489,13 @@ class Run:
                 f"epochs must be at least {epoch + 1}, where resume={str(saved.path)!r} stands, "
                 f"got {self.epochs}"
             )
-        remembered = self._matched(saved, names, remembered)
+        ours = [type(callback).__name__ for callback in self._remembering]
+        if names != ours:
+            before, now = (", ".join(some) or "(none)" for some in (names, ours))
+            raise ValueError(
+                f"resume={str(saved.path)!r} is of a run with callbacks {before} that remember "
+                f"something, now they are {now}"
+            )
         self.epoch, self.done, self.history = epoch, done, history
         self.resumed_from = saved.path
         state.step, state.mu_product = step, mu_product
@@ -478,20 +505,10 @@ class Run:
         backend.copy(here, self._losses[: self.done])
         return remembered
 
-    def _matched(
-        self, saved: Saved, names: list[str], remembered: dict[int, dict[str, Any]]
-    ) -> dict[int, dict[str, Any]]:
-        """What is remembered, by the numbers of this run's callbacks."""
-        own = [i for i, one in enumerate(self._callbacks) if type(one).state is not Callback.state]
-        theirs = [index for index, values in remembered.items() if values]
-        ours = [type(self._callbacks[i]).__name__ for i in own]
-        if [names[index] for index in theirs] != ours:
-            raise ValueError(
-                f"resume={str(saved.path)!r} is of a run with callbacks "
-                f"{', '.join(names[index] for index in theirs) or '(none)'} that remember "
-                f"something, now they are {', '.join(ours) or '(none)'}"
-            )
-        return {i: remembered[index] for i, index in zip(own, theirs, strict=True)}
+    @property
+    def _remembering(self) -> list[Callback]:
+        """Callbacks that have a state."""
+        return [one for one in self._callbacks if type(one).state is not Callback.state]
 
     def _fail(self, batch: int, value: float) -> None:
         raise NonFiniteLossError(
