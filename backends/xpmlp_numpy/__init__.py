@@ -16,6 +16,7 @@ from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, funct
 from xpmlp.rng import Stream
 from xpmlp.tracing import FUNCTIONS
 from xpmlp.typing import Operand, Replay, RuleFunctions
+from xpmlp_numpy.ufuncs import Program, Scratch, kinds_of, program
 
 _log = logging.getLogger("xpmlp")
 
@@ -27,6 +28,9 @@ THRESHOLD = 32768
 # A run that takes so long one primitive at a time is captured. Loading what is compiled takes a
 # part of it, compiling what no run has needed before some seconds.
 SECONDS_TO_CAPTURE = 1.0
+
+
+_scratch = Scratch()
 
 
 class NumpyBackend(ReferenceBackend):
@@ -197,6 +201,7 @@ class _Functions:
 
 def _blocked(rule: Rule, functions: Any) -> Kernel:
     """A kernel that runs a rule block by block along the first axis, or compiled."""
+    programs: dict[Any, Program | None] = {}
 
     def run(outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
         results = rule(functions, *operands)
@@ -206,34 +211,59 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
         for out, result in zip(outs, results, strict=True):
             out[...] = result
 
+    def program_for(outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> Program | None:
+        kinds = kinds_of(outs, operands)
+        if kinds is None:
+            return None
+        key = outs[0].dtype.char, kinds
+        if key not in programs:
+            programs[key] = program(rule, functions, str(outs[0].dtype), kinds, len(outs))
+        found = programs[key]
+        if found and any(np.may_share_memory(_nd(outs[k]), _nd(operands[i])) for k, i in found.apart):
+            return None
+        return found
+
     def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
-        shape = outs[0].shape
-        if outs[0].size <= BLOCK:
-            run(outs, operands)
-            return
-        if outs[0].size >= THRESHOLD and numba_works():
+        shape, size = outs[0].shape, outs[0].size
+        if size > BLOCK and size >= THRESHOLD and numba_works():
             from xpmlp_numpy.kernels import run_rule
 
             if run_rule(rule, outs, operands):
                 return
+        found = program_for(outs, operands)
+        if found is not None:
+            constants = found.constants(*operands)
+        if size <= BLOCK:
+            if found is None:
+                run(outs, operands)
+            else:
+                scratch = _scratch(found.n_scratch, shape, outs[0].dtype, BLOCK)
+                found.run(outs, operands, constants, scratch)
+            return
         if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
             outs = tuple(_nd(out).reshape(-1) for out in outs)
             operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
             shape = outs[0].shape
-        rows = max(1, BLOCK * shape[0] // outs[0].size)
+        rows = max(1, BLOCK * shape[0] // size)
         sliced = [
             not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
             for x in operands
         ]
+        last = None
         for start in range(0, shape[0], rows):
             part = slice(start, start + rows)
-            run(
-                tuple(out[part] for out in outs),
-                tuple(
-                    x[part] if cut else x  # type: ignore[index]
-                    for x, cut in zip(operands, sliced, strict=True)
-                ),
+            some = tuple(out[part] for out in outs)
+            given = tuple(
+                x[part] if cut else x  # type: ignore[index]
+                for x, cut in zip(operands, sliced, strict=True)
             )
+            if found is None:
+                run(some, given)
+                continue
+            if some[0].shape != last:
+                last = some[0].shape
+                scratch = _scratch(found.n_scratch, last, outs[0].dtype, BLOCK)
+            found.run(some, given, constants, scratch)
 
     return kernel
 
