@@ -16,15 +16,15 @@ A truth value is a mask, a whole number of the operands' size with all bits 0 or
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
-from math import copysign
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpmlp.tracing import COMPARISONS, FUNCTIONS, Argument, Value, trace
-from xpmlp.typing import Operand, Rule
+from xpmlp.typing import Rule
 
 _OPERATORS = {
     "+": "add", "-": "subtract", "*": "multiply", "/": "divide", "<": "less", "<=": "less_equal",
@@ -39,21 +39,53 @@ class Program(NamedTuple):
 
     Attributes
     ----------
-    constants : callable
-        ``constants(*operands)``: the numbers among the operands, as arrays, for `run`.
     run : callable
-        ``run(outs, operands, constants, scratch)``, where scratch is `n_scratch` arrays of the
-        shape and dtype of the outputs.
+        ``run(*outs, *those of moving, *fixed, *scratch)``: some rows or all.
+    moving : list of int
+        The operands that have rows.
+    fixed : callable
+        ``fixed(*operands)``: the others, and the numbers among them as arrays.
     n_scratch : int
+        How many arrays of the shape and dtype of the outputs `run` writes into besides.
     apart : list of (int, int)
         Outputs and operands that must not share memory: the one is written before the other is
         read for the last time.
+    flat : bool
+        Whether rows do not matter.
     """
 
-    constants: Callable[..., Sequence[Any]]
-    run: Callable[[Sequence[Any], Sequence[Operand], Sequence[Any], Sequence[Any]], None]
+    run: Callable[..., None]
+    moving: list[int]
+    fixed: Callable[..., Sequence[Any]]
     n_scratch: int
     apart: list[tuple[int, int]]
+    flat: bool
+
+    def suits(self, outs: Sequence[Any], operands: Sequence[Any]) -> bool:
+        """Whether no arrays share memory that must not."""
+        return not any(np.may_share_memory(outs[k], operands[i]) for k, i in self.apart)
+
+    def __call__(self, outs: Sequence[Any], operands: Sequence[Any], block: int) -> None:
+        """Apply the rule, as many rows at a time as have `block` elements of eight bytes."""
+        arrays = [*outs, *(operands[place] for place in self.moving)]
+        fixed = self.fixed(*operands)
+        if not self.n_scratch:
+            self.run(*arrays, *fixed)
+            return
+        block = block * 8 // outs[0].itemsize
+        if outs[0].size > block and self.flat and all(x.flags.c_contiguous for x in arrays):
+            arrays = [x.reshape(-1) for x in arrays]
+        shape, dtype = arrays[0].shape, arrays[0].dtype
+        if arrays[0].size <= block:
+            self.run(*arrays, *fixed, *_scratch(self.n_scratch, shape, dtype))
+            return
+        rows = max(1, block * shape[0] // arrays[0].size)
+        scratch = _scratch(self.n_scratch, (rows, *shape[1:]), dtype)
+        for start in range(0, shape[0], rows):
+            some = [x[start : start + rows] for x in arrays]
+            if start + rows > shape[0]:
+                scratch = [x[: shape[0] - start] for x in scratch]
+            self.run(*some, *fixed, *scratch)
 
 
 def kinds_of(outs: Sequence[Any], operands: Sequence[Any]) -> tuple[str | int, ...] | None:
@@ -63,11 +95,14 @@ def kinds_of(outs: Sequence[Any], operands: Sequence[Any]) -> tuple[str | int, .
     shape ``(..., 1)``, ``"row"`` of shape ``(d,)`` or ``"scalar"`` for one that is broadcast,
     ``"number"``.
     """
-    dtype, shape = outs[0].dtype, outs[0].shape
-    places = {id(out): place for place, out in enumerate(outs)}
+    first = outs[0]
+    dtype, shape = first.dtype, first.shape
+    places = {id(out): place for place, out in enumerate(outs)} if len(outs) > 1 else {}
     kinds: list[str | int] = []
     for x in operands:
-        if type(x) is float or type(x) is int:
+        if x is first:
+            kinds.append(0)
+        elif type(x) is float or type(x) is int:
             kinds.append("number")
         elif getattr(x, "dtype", None) != dtype:
             return None
@@ -139,7 +174,7 @@ class _Writer:
             if node.operation == "operand":
                 kind = self.operands[place]
                 self.kinds.append("wide" if isinstance(kind, int) else kind)
-                self.place_of[place] = f"i{place}"
+                self.place_of[place] = f"o{kind}" if isinstance(kind, int) else f"i{place}"
                 continue
             if self.last[place] < 0:  # nothing needs it
                 self.kinds.append("")
@@ -195,9 +230,7 @@ class _Writer:
         if truths != [place < expected for place in range(len(kinds))]:
             raise _Unsuited
         if "wide" in kinds or {"row", "column"} <= {*kinds}:
-            if any(
-                kind != "wide" and truth for kind, truth in zip(kinds, truths, strict=True)
-            ):
+            if any(kind != "wide" and truth for kind, truth in zip(kinds, truths, strict=True)):
                 raise _Unsuited  # it is no mask
             return "wide"
         kind = max(kinds, key=["number", "scalar", "row", "column"].index)
@@ -246,7 +279,7 @@ class _Writer:
         if operation == "where":
             condition, x, y = (self._bits(argument) for argument in arguments)
             none = arguments[2]
-            if not isinstance(none, Value) and none == 0.0 and copysign(1.0, none) > 0:
+            if not isinstance(none, Value) and none == 0.0 and math.copysign(1.0, none) > 0:
                 self._release(arguments, place)
                 out = self._bits_of(target or self._take())
                 self.lines.append(f"bitwise_and({x}, {condition}, out={out})")
@@ -300,44 +333,42 @@ class _Writer:
                 self.free.append(self.place_of[x])
 
     def _compiled(self) -> Program:
-        lists = {
-            "outs": [f"o{i}" for i in range(self.n_outs)],
-            "operands": [f"i{i}" for i in range(len(self.operands))],
-            "constants": [f"c{i}" for i in self.wanted],
-            "scratch": [f"s{i}" for i in range(self.n_scratch)],
-        }
-        unpacked = [f"{', '.join(names)}, = {x}" for x, names in lists.items() if names]
-        arrays = ", ".join(f"array({raw}, T)" for raw in self.wanted.values())
+        kinds = dict(enumerate(self.operands))
+        moving = [place for place, kind in kinds.items() if kind in ("wide", "column")]
+        fixed = [place for place, kind in kinds.items() if kind in ("row", "scalar", "number")]
+        outs = [f"o{i}" for i in range(self.n_outs)]
+        scratch = [f"s{i}" for i in range(self.n_scratch)]
+        names = [f"i{i}" for i in fixed] + [f"c{i}" for i in self.wanted]
+        # A scalar of two axes would not suit outputs that are taken as a vector.
+        values = [f"i{i}" + ".reshape(())" * (kinds[i] == "scalar") for i in fixed]
+        values += [f"array({x}, T)" for x in self.wanted.values()]
         lines = [
-            f"def constants({', '.join(lists['operands'])}):",
+            f"def fixed({', '.join(f'i{place}' for place in kinds)}):",
             *(f"    {line}" for line in self.numbers),
-            f"    return [{arrays}]",
-            f"def run({', '.join(lists)}):",
-            *(f"    {line}" for line in unpacked + self.numbers),
+            f"    return [{', '.join(values)}]",
+            f"def run({', '.join([*outs, *(f'i{i}' for i in moving), *names, *scratch])}):",
+            *(f"    {line}" for line in self.numbers),
             *(f"    m{name} = {name}.view(I)" for name in sorted(self.masks)),
             *(f"    {line}" for line in self.lines),
         ]
         exec("\n".join(lines), self.names)
-        run = self.names["run"]
-        return Program(self.names["constants"], run, self.n_scratch, self.apart)
+        run, values_of = self.names["run"], self.names["fixed"]
+        flat = not {"row", "column"} & {*kinds.values()}
+        return Program(run, moving, values_of, self.n_scratch, self.apart, flat)
 
 
-class Scratch(threading.local):
-    """Blocks of memory that each thread keeps from one call to the next."""
+class _Scratch(threading.local):
+    """Memory that each thread keeps from one call to the next."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, np.ndarray[Any, Any]] = {}
+        self._kept = np.empty(0, "int64")
 
-    def __call__(self, n: int, shape: tuple[int, ...], dtype: Any, block: int) -> list[Any]:
-        """`n` arrays, kept if they have no more elements than a block."""
-        if not n:
-            return []
-        size = 1
-        for extent in shape:
-            size *= extent
-        if size > block:
-            return [np.empty(shape, dtype) for _ in range(n)]
-        kept = self._kept.get(dtype.char)
-        if kept is None or kept.shape[0] < n or kept.shape[1] < block:
-            kept = self._kept[dtype.char] = np.empty((max(n, 4), block), dtype)
-        return [kept[i, :size].reshape(shape) for i in range(n)]
+    def __call__(self, n: int, shape: tuple[int, ...], dtype: Any) -> list[Any]:
+        """`n` arrays of what values the memory happens to hold."""
+        size = n * math.prod(shape)
+        if size * dtype.itemsize > self._kept.nbytes:
+            self._kept = np.empty(size, "int64")
+        return [*self._kept.view(dtype)[:size].reshape(n, *shape)]
+
+
+_scratch = _Scratch()
