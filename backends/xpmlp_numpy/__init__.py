@@ -16,7 +16,7 @@ from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, funct
 from xpmlp.rng import Stream
 from xpmlp.tracing import FUNCTIONS
 from xpmlp.typing import Operand, Replay, RuleFunctions
-from xpmlp_numpy.ufuncs import Program, kinds_of, program
+from xpmlp_numpy.ufuncs import Kinds, Program, kinds_of
 
 _log = logging.getLogger("xpmlp")
 
@@ -203,8 +203,8 @@ class _Functions:
 
 
 def _kernel(rule: Rule, functions: Any) -> Kernel:
-    """A kernel that runs a rule compiled, or by blocks that stay in the cache."""
-    programs: dict[Any, Program | None] = {}
+    """A kernel that runs a rule compiled, or block by block."""
+    programs: dict[tuple[str, Kinds], Program | None] = {}
 
     def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
         size = outs[0].size
@@ -216,10 +216,14 @@ def _kernel(rule: Rule, functions: Any) -> Kernel:
         if size > SMALL and (kinds := kinds_of(outs, operands)):
             key = _nd(outs[0]).dtype.char, kinds
             if key not in programs:
-                programs[key] = program(rule, functions, str(outs[0].dtype), kinds, len(outs))
+                try:
+                    made = Program(rule, functions, str(outs[0].dtype), kinds, len(outs))
+                except Exception:  # whatever a rule raises that does more than it may
+                    made = None
+                programs[key] = made
             found = programs[key]
-            if found and found.suits(outs, operands):
-                found(outs, operands, BLOCK)
+            if found is not None and found.suits(outs, operands):
+                found(outs, operands, 8 * BLOCK)
                 return
         _apply(rule, functions, outs, operands)
 
