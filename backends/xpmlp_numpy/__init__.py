@@ -20,8 +20,8 @@ from xpmlp_numpy.ufuncs import Kinds, Program, kinds_of
 
 _log = logging.getLogger("xpmlp")
 
-# Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
-# does not grow with the batch or the number of parameters.
+# Elements, of eight bytes, that a rule is applied to at a time: its scratch stays in the cache, and
+# its size does not grow with the batch or the number of parameters.
 BLOCK = 16384
 # Elements up to which a rule is applied as it is: temporaries so small cost less than to look up
 # how to do without.
@@ -204,7 +204,7 @@ class _Functions:
 
 def _kernel(rule: Rule, functions: Any) -> Kernel:
     """A kernel that runs a rule compiled, or block by block."""
-    programs: dict[tuple[str, Kinds], Program | None] = {}
+    programs: dict[tuple[Any, Kinds], Program | None] = {}  # None: the rule is applied as it is
 
     def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
         size = outs[0].size
@@ -214,7 +214,7 @@ def _kernel(rule: Rule, functions: Any) -> Kernel:
             if run_rule(rule, outs, operands):
                 return
         if size > SMALL and (kinds := kinds_of(outs, operands)):
-            key = _nd(outs[0]).dtype.char, kinds
+            key = _nd(outs[0]).dtype, kinds
             if key not in programs:
                 try:
                     made = Program(rule, functions, str(outs[0].dtype), kinds, len(outs))
