@@ -43,7 +43,7 @@ class Source(NamedTuple):
     ----------
     text : str
         ``run(*outs, *moving, *fixed, *scratch)`` applies the rule; moving operands are wide ones
-        and columns. ``fixed(*operands)`` gives the others, and numbers among them as arrays.
+        and columns. ``fixed(*operands)`` gives what it needs of the others, numbers as arrays.
     names : dict
         What the text refers to.
     n_scratch : int
@@ -92,6 +92,7 @@ class _Writer:
         self.truths = [node.operation in COMPARISONS for node in self.nodes]
         self.held: dict[int, str] = {}  # the array of each wide value
         self.arrays: dict[int, str] = {}  # numbers that are needed as arrays
+        self.raw: set[str] = set()  # numbers that are needed as they are
         self.masks: set[str] = set()  # arrays that are needed as whole numbers, too
         self.numbers: list[str] = []
         self.lines: list[str] = []
@@ -110,8 +111,13 @@ class _Writer:
                 write = self._write_where if operation == "where" else self._write_call
                 write(place, operation, arguments)
             else:
-                lines = self.numbers if self.kinds[place] == "number" else self.lines
-                lines.append(f"v{place} = {self._expression(operation, arguments)}")
+                line = f"v{place} = {self._expression(operation, arguments)}"
+                if self.kinds[place] == "number":
+                    self.numbers.append(line)
+                    continue
+                self.lines.append(line)
+                values = [x for x in arguments if isinstance(x, Value)]
+                self.raw |= {self._name(x) for x in values if self.kinds[x.place] == "number"}
         for number, place in enumerate(self.results):
             if self.kinds[place] != "wide" or self.truths[place]:
                 raise TypeError("each result must be a number for each element")
@@ -253,9 +259,9 @@ class _Writer:
         outs = [f"o{i}" for i in range(len(self.results))]
         moving = [f"i{i}" for i, kind in kinds.items() if kind in ("wide", "column")]
         # What is fixed, by name. A scalar of two axes would not suit outputs seen as a vector.
-        fixed = {f"i{i}": f"i{i}" for i, kind in kinds.items() if kind in ("row", "number")}
+        fixed = {f"i{i}": f"i{i}" for i, kind in kinds.items() if kind == "row"}
         fixed |= {f"i{i}": f"i{i}.reshape(())" for i, kind in kinds.items() if kind == "scalar"}
-        fixed |= {line.partition(" ")[0]: line.partition(" ")[0] for line in self.numbers}
+        fixed |= {name: name for name in sorted(self.raw)}
         fixed |= {f"c{i}": f"array({name}, T)" for i, name in self.arrays.items()}
         scratch = [f"s{i}" for i in range(self.n_scratch)]
         views = [f"m{name} = {name}.view(I)" for name in sorted(self.masks)]

@@ -108,14 +108,14 @@ class _Scratch(threading.local):
     """Memory that each thread keeps from one call to the next."""
 
     def __init__(self) -> None:
-        self._kept = np.empty(0, "int64")
+        self._kept = np.empty(0, "uint8")
 
     def __call__(self, n: int, shape: tuple[int, ...], dtype: Any) -> list[Any]:
         """`n` arrays of what values the memory happens to hold."""
-        size = n * math.prod(shape)
-        if size * dtype.itemsize > self._kept.nbytes:
-            self._kept = np.empty(size, "int64")
-        return [*self._kept.view(dtype)[:size].reshape(n, *shape)]
+        size = n * math.prod(shape) * dtype.itemsize
+        if size > self._kept.size:
+            self._kept = np.empty(size, "uint8")
+        return [*self._kept[:size].view(dtype).reshape(n, *shape)]
 
 
 _scratch = _Scratch()
