@@ -161,6 +161,22 @@ for shape in [(), (1,), (5,), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 7,), *SHAPES_
             assert backend.read(total) == float(total)
             return total, narrow
 
+        @case("total", f"{shape}; {layout}")
+        def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view) -> Any:
+            values = view(normal(shape, dtype)).reshape(shape)
+            total, narrow = np.empty((), "float64"), np.empty((), dtype)
+            backend.total(values, total)
+            backend.total(values, narrow)
+            return total, narrow
+
+
+@case("total", "edge values")
+def _(backend: Backend, dtype: str) -> Any:
+    outs = tuple(np.empty((), "float64") for _ in edge_values(dtype))
+    for out, x in zip(outs, edge_values(dtype), strict=True):
+        backend.total(np.array([x, 1.0], dtype), out)
+    return outs
+
 
 @case("total_squares", "edge values")
 def _(backend: Backend, dtype: str) -> Any:

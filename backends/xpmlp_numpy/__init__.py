@@ -16,12 +16,16 @@ from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, funct
 from xpmlp.rng import Stream
 from xpmlp.tracing import FUNCTIONS
 from xpmlp.typing import Operand, Replay, RuleFunctions
+from xpmlp_numpy.ufuncs import Kinds, Program, kinds_of
 
 _log = logging.getLogger("xpmlp")
 
-# Elements that a rule is applied to at a time: its temporaries stay in the cache, and their size
-# does not grow with the batch or the number of parameters.
+# Elements, of eight bytes, that a rule is applied to at a time: its scratch stays in the cache, and
+# its size does not grow with the batch or the number of parameters.
 BLOCK = 16384
+# Elements up to which a rule is applied as it is: temporaries so small cost less than to look up
+# how to do without.
+SMALL = 2048
 # Elements from which a compiled rule, where Numba is installed, saves enough to be worth compiling.
 THRESHOLD = 32768
 # A run that takes so long one primitive at a time is captured. Loading what is compiled takes a
@@ -84,22 +88,25 @@ class NumpyBackend(ReferenceBackend):
 
     def elementwise(self, rule: Rule) -> Kernel:
         if rule not in self._kernels:
-            self._kernels[rule] = _blocked(rule, self.functions)
+            self._kernels[rule] = _kernel(rule, self.functions)
         return self._kernels[rule]
 
     def sum_columns(self, x: Array, out: Array) -> None:
         # A product with ones: fast, and more accurate than adding row by row.
-        rows, dtype = x.shape[-2], str(x.dtype)
-        ones = self._ones.get(dtype)
+        rows, dtype = x.shape[-2], _nd(x).dtype
+        ones = self._ones.get(dtype.char)
         if ones is None or ones.size < rows:
-            ones = self._ones[dtype] = np.ones(rows, dtype)  # threads may do this twice
+            ones = self._ones[dtype.char] = np.ones(rows, dtype)  # threads may do this twice
         np.matmul(ones[:rows], _nd(x), out=_nd(out))
 
     def sum_rows(self, x: Array, out: Array) -> None:
-        np.sum(_nd(x), axis=-1, keepdims=True, out=_nd(out))
+        np.add.reduce(_nd(x), axis=-1, keepdims=True, out=_nd(out))
 
     def max_rows(self, x: Array, out: Array) -> None:
-        np.max(_nd(x), axis=-1, keepdims=True, out=_nd(out))
+        np.maximum.reduce(_nd(x), axis=-1, keepdims=True, out=_nd(out))
+
+    def total(self, x: Array, out: Array) -> None:
+        np.add.reduce(_nd(x), axis=None, dtype=_nd(out).dtype, out=_nd(out))
 
     def total_squares(self, x: Array, out: Array) -> None:
         flat = _nd(x).reshape(-1)
@@ -112,7 +119,7 @@ class NumpyBackend(ReferenceBackend):
         if x.dtype == out.dtype and _nd(x).flags.c_contiguous:
             # mode="clip" writes straight into `out`; the default goes through a buffer. Of an
             # array in another order `take` would make a whole copy.
-            np.take(_nd(x), _nd(indices), axis=0, out=_nd(out), mode="clip")
+            _nd(x).take(_nd(indices), axis=0, out=_nd(out), mode="clip")
             return
         rows = max(1, BLOCK // max(1, out.size // out.shape[0]))
         for start in range(0, out.shape[0], rows):
@@ -195,8 +202,38 @@ class _Functions:
         return function
 
 
-def _blocked(rule: Rule, functions: Any) -> Kernel:
-    """A kernel that runs a rule block by block along the first axis, or compiled."""
+def _kernel(rule: Rule, functions: Any) -> Kernel:
+    """A kernel that runs a rule compiled, or block by block."""
+    programs: dict[tuple[Any, Kinds], Program | None] = {}  # None: the rule is applied as it is
+
+    def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
+        size = outs[0].size
+        if size > BLOCK and size >= THRESHOLD and numba_works():
+            from xpmlp_numpy.kernels import run_rule
+
+            if run_rule(rule, outs, operands):
+                return
+        if size > SMALL and (kinds := kinds_of(outs, operands)):
+            key = _nd(outs[0]).dtype, kinds
+            if key not in programs:
+                try:
+                    made = Program(rule, functions, str(outs[0].dtype), kinds, len(outs))
+                except Exception:  # whatever a rule raises that does more than it may
+                    made = None
+                programs[key] = made
+            found = programs[key]
+            if found is not None and found.suits(outs, operands):
+                found(outs, operands, 8 * BLOCK)
+                return
+        _apply(rule, functions, outs, operands)
+
+    return kernel
+
+
+def _apply(
+    rule: Rule, functions: Any, outs: tuple[Array, ...], operands: tuple[Operand, ...]
+) -> None:
+    """Apply a rule as it is, block by block along the first axis."""
 
     def run(outs: tuple[Array, ...], operands: tuple[Operand, ...]) -> None:
         results = rule(functions, *operands)
@@ -206,36 +243,28 @@ def _blocked(rule: Rule, functions: Any) -> Kernel:
         for out, result in zip(outs, results, strict=True):
             out[...] = result
 
-    def kernel(outs: tuple[Array, ...], *operands: Operand) -> None:
+    shape = outs[0].shape
+    if outs[0].size <= BLOCK:
+        run(outs, operands)
+        return
+    if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
+        outs = tuple(_nd(out).reshape(-1) for out in outs)
+        operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
         shape = outs[0].shape
-        if outs[0].size <= BLOCK:
-            run(outs, operands)
-            return
-        if outs[0].size >= THRESHOLD and numba_works():
-            from xpmlp_numpy.kernels import run_rule
-
-            if run_rule(rule, outs, operands):
-                return
-        if all(_is_scalar(x) or _is_flat(x, shape) for x in (*outs, *operands)):
-            outs = tuple(_nd(out).reshape(-1) for out in outs)
-            operands = tuple(x if _is_scalar(x) else _nd(x).reshape(-1) for x in operands)
-            shape = outs[0].shape
-        rows = max(1, BLOCK * shape[0] // outs[0].size)
-        sliced = [
-            not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
-            for x in operands
-        ]
-        for start in range(0, shape[0], rows):
-            part = slice(start, start + rows)
-            run(
-                tuple(out[part] for out in outs),
-                tuple(
-                    x[part] if cut else x  # type: ignore[index]
-                    for x, cut in zip(operands, sliced, strict=True)
-                ),
-            )
-
-    return kernel
+    rows = max(1, BLOCK * shape[0] // outs[0].size)
+    sliced = [
+        not _is_scalar(x) and _nd(x).ndim == len(shape) and _nd(x).shape[0] == shape[0]
+        for x in operands
+    ]
+    for start in range(0, shape[0], rows):
+        part = slice(start, start + rows)
+        run(
+            tuple(out[part] for out in outs),
+            tuple(
+                x[part] if cut else x  # type: ignore[index]
+                for x, cut in zip(operands, sliced, strict=True)
+            ),
+        )
 
 
 @cache
