@@ -20,8 +20,10 @@ from xpmlp.program import Objective, Objectives
 from xpmlp.typing import Array, Replay
 
 _log = logging.getLogger("xpmlp")
-# Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
+# Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted. A
+# device that computes beside the host does so many in that time.
 _CHUNK_WORK = 1e10
+_CHUNK_WORK_OF_DEVICE = 1e12
 # Rows that tell whether the data is the same.
 _FINGERPRINT_ROWS = 256
 # Rows evaluated at a time on validation data.
@@ -261,7 +263,10 @@ class TrainingStep:
             return None
         # That of a full batch: either all batches of a run are captured, or none.
         work = 6.0 * self.n_rows * self.network.n_weights
-        n = max(1, min(FLUSH_EVERY, int(_CHUNK_WORK / work), self.data.n_samples // n_rows))
+        most = _CHUNK_WORK if backend.immediate else _CHUNK_WORK_OF_DEVICE
+        n = max(1, min(FLUSH_EVERY, int(most / work), self.data.n_samples // n_rows))
+        if n_rows < self.n_rows:  # the last batch of an epoch
+            n = 1
         n_numbers = self.optimizer.n_numbers
         rows = backend.zeros((n * n_rows,), "int64")
         numbers = backend.empty((n, n_numbers), policy.parameter)

@@ -34,6 +34,7 @@ class EmulatedBackend(CupyBackend):
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         self.cupy.cuda.allocate(1)
         fill = 0xFF if dtype == "uint8" else np.nan  # what is not written shows
+        fill = 0 if self.cupy.is_recording else fill  # where nothing is, and a run shall go on
         return np.full(shape, fill, dtype).view(DeviceArray)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:

@@ -45,7 +45,7 @@ class Emulator:
         self.cuda = Cuda()
         self.sources: dict[tuple[str, str], int] = {}
         """Source and kernel name, numbered in the order of their recording."""
-        self._recording = False
+        self.is_recording = False
         self._library: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -86,9 +86,9 @@ class Emulator:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Calls are taken down, and compute nothing."""
-        self._recording = True
+        self.is_recording = True
         yield
-        self._recording = False
+        self.is_recording = False
 
     def build(self, folder: Path) -> None:
         """Compile what was recorded."""
@@ -102,7 +102,7 @@ class Emulator:
         self._library = shared_library(source, folder, f"-I{_HEADERS}")
 
     def _run(self, source: str, name: str, arguments: list[Any], launch: Any) -> None:
-        if self._recording:  # it compiles them all later
+        if self.is_recording:  # it compiles them all later
             self.sources.setdefault((source, name), len(self.sources))
         else:
             self.cuda.run(lambda: self._launch(source, name, arguments, launch))
