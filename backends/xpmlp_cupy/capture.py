@@ -37,21 +37,23 @@ class Captured:
 
     Attributes
     ----------
+    work : list of Group or Single
+        What a step does.
     n_nodes : int
-        Kernels and products of a step; the products' own kernels may be several.
+        Kernels and products of a step, with that which goes on to the next one. A product may
+        itself be several kernels.
     """
 
     def __init__(self, backend: Any, tapes: list[StepTape], n_steps: int) -> None:
         self._backend = backend
         self._scratch = Scratch(backend.zeros)  # replays may run beside other work
         self._staging = Staging(backend, tapes, n_steps)
-        work = lowered(self._staging.calls)
-        self._launches = [self._launch(one) for one in work]
-        self.n_nodes = len(work) + 1
-        self._warm_up(overwritten(work))
+        self.work = lowered(self._staging.calls)
+        self._launches = [self._launch(one) for one in self.work]
+        self.n_nodes = len(self.work) + 1
+        self._warm_up(overwritten(self.work))
         self._one = self._graph(1)
         self._many = self._graph(STEPS_OF_A_GRAPH) if n_steps >= STEPS_OF_A_GRAPH else None
-        self._kept = tapes, work  # the memory that the graphs work on
 
     def __call__(self, n: int, epoch: int, batch: int) -> int:
         self._staging.advance(begins=True, epoch=epoch, batch=batch)

@@ -11,7 +11,7 @@ from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join,
 from xpmlp_cupy.tracing import CTYPES
 
 # Arguments that a primitive writes, counted from the first.
-_WRITTEN = {
+WRITTEN = {
     "matmul": (2,), "sum_rows": (1,), "max_rows": (1,), "take_rows": (2,), "copy": (1,),
     "sum_columns": (1,), "total": (1,), "total_squares": (1,), "fill_uniform": (0,),
     "softmax_log_loss": (2, 3),
@@ -33,7 +33,7 @@ class Single:
     def outs(self) -> list[Any]:
         if self.name == "elementwise":
             return [*self.arguments[2 : 2 + self.arguments[1]]]
-        return [self.arguments[place] for place in _WRITTEN[self.name]]
+        return [self.arguments[place] for place in WRITTEN[self.name]]
 
     @property
     def writes(self) -> list[View]:

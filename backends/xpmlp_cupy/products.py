@@ -109,7 +109,7 @@ class Products:
         plan = lt.Plan(self._library, self._handle, product)
         if not plan.candidates:
             return None
-        if run is not None:
+        if run is not None and len(plan.candidates) > 1:
             try:
                 plan.choose(lambda: run(plan), self._milliseconds)
             except lt.LtError:

@@ -13,6 +13,7 @@ from typing import Any
 from xpmlp.rng import Stream
 from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_cupy.fused import View, is_array
+from xpmlp_cupy.lowering import WRITTEN, Single
 
 _THREADS = 512
 _ONE_BATCH = 1 << 128  # in a stream's counter
@@ -89,6 +90,11 @@ class Staging:
         ]
         moving = {View.of(x): (x, y) for x, y in pairs if is_array(x) and _moves(x, y)}
         read = {view for call in first for view in _read(call)}
+        both = [view for view in moving if view in read and view in _written(first)]
+        if both:
+            raise CannotCapture(
+                f"{both[0].dtype} of shape {both[0].shape} that moves and is updated"
+            )
         self.pieces: list[Piece] = []
         self._stand_ins: dict[View, Any] = {}
         self._cut(moving, read)
@@ -180,8 +186,15 @@ def _distance(one: Any, other: Any) -> int:
 
 
 def _read(call: tuple[str, tuple[Any, ...]]) -> list[View]:
-    """What a primitive reads, of whose arguments the last is written unless it is a rule."""
+    """What a primitive reads; whether it also reads what it writes does not matter here."""
     name, arguments = call
     if name == "elementwise":
-        return [View.of(x) for x in arguments[2 + arguments[1] :] if is_array(x)]
-    return [View.of(x) for x in arguments[:-1] if is_array(x)]
+        arguments = arguments[2 + arguments[1] :]
+    else:
+        places = WRITTEN[name]
+        arguments = tuple(x for place, x in enumerate(arguments) if place not in places)
+    return [View.of(x) for x in arguments if is_array(x)]
+
+
+def _written(calls: list[tuple[str, tuple[Any, ...]]]) -> set[View]:
+    return {View.of(x) for name, arguments in calls for x in Single(name, arguments).outs}

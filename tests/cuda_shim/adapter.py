@@ -15,6 +15,8 @@ from xpmlp.backends import Array, Backend, ReferenceBackend, host
 
 
 class EmulatedBackend(CupyBackend):
+    precisions = ("ieee", "tf32", "bfloat16")
+
     def __init__(self) -> None:
         self.cupy = Emulator()
         ReferenceBackend.__init__(self, array_api_compat.numpy, "cuda:0")

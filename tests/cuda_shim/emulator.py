@@ -31,7 +31,27 @@ class _Argument(ctypes.Structure):
 
 
 class DeviceArray(np.ndarray):
-    """A NumPy array with an address as CuPy's has it."""
+    """A NumPy array with an address as CuPy's has it, that notes when its value is asked for."""
+
+    asked = 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # From device to device, where NumPy would ask an array of one element for its number.
+        super().__setitem__(
+            key, value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+        )
+
+    def __float__(self) -> float:
+        DeviceArray.asked += 1
+        return super().__float__()
+
+    def __bool__(self) -> bool:
+        DeviceArray.asked += 1
+        return super().__bool__()
+
+    def __int__(self) -> int:
+        DeviceArray.asked += 1
+        return super().__int__()
 
     @property
     def data(self) -> Any:
