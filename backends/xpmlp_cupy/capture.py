@@ -57,10 +57,11 @@ class Captured:
 
     def __call__(self, n: int, epoch: int, batch: int) -> int:
         self._staging.advance(begins=True, epoch=epoch, batch=batch)
-        n_many = n // STEPS_OF_A_GRAPH if self._many else 0
-        for _ in range(n_many):
+        left = n
+        while self._many is not None and left >= STEPS_OF_A_GRAPH:
             self._many.launch()
-        for _ in range(n - n_many * STEPS_OF_A_GRAPH):
+            left -= STEPS_OF_A_GRAPH
+        for _ in range(left):
             self._one.launch()
         return n
 

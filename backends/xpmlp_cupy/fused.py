@@ -117,6 +117,7 @@ class Group:
         scratch : Scratch
         """
         text = _Text(cupy, self.shape)
+        more: tuple[Any, ...]
         names = [getattr(one.rule, "__name__", "rule") for one in self.rules]
         if self.total:
             x, out, squared = self.total

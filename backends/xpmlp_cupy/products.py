@@ -81,21 +81,22 @@ class Products:
                 return False
             stacks = (self._cupy.broadcast_to(x, out.shape[:-2] + x.shape[-2:]) for x in (a, b))
             parts = zip(*stacks, out, strict=True)
-            return all(self(precision, *matrices, scratch) for matrices in parts)
+            return all(self(precision, x, y, z, scratch) for x, y, z in parts)
         if rounded and precision == "bfloat16":
             a, b = self._rounded(a, "a", scratch), self._rounded(b, "b", scratch)
         layouts = _layout(a), _layout(b)
         if None in layouts or not out.flags.c_contiguous:
             return False
         kind = precision if rounded else dtype
-        addresses = [x.data.ptr for x in (a, b, out)]
-        shape = (*a.shape, b.shape[1])
-        product = lt.Product(kind, *shape, *layouts, tuple(map(lt.aligned, addresses)))
+        (n, k), m = a.shape, b.shape[1]
+        alignments = lt.aligned(a.data.ptr), lt.aligned(b.data.ptr), lt.aligned(out.data.ptr)
+        product = lt.Product(kind, n, k, m, *layouts, alignments)
 
         def run(plan: lt.Plan) -> None:
             workspace = scratch("workspace", plan.workspace, "uint8") if plan.workspace else None
             place = workspace.data.ptr if workspace is not None else 0
-            plan.run(*addresses, place, self._cupy.cuda.get_current_stream().ptr)
+            stream = self._cupy.cuda.get_current_stream().ptr
+            plan.run(a.data.ptr, b.data.ptr, out.data.ptr, place, stream)
 
         if product not in self._plans:
             self._plans[product] = self._plan(product, run if rounded else None)

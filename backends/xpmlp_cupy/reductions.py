@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpmlp.typing import Array
 from xpmlp_cupy.kernels import OPTIONS
 from xpmlp_cupy.scratch import Scratch
 from xpmlp_cupy.tracing import CTYPES
@@ -234,5 +233,5 @@ def _rows_source(name: str, ctype: str, start: str, combine: str) -> str:
     return _OF_ROWS.format(name=name, T=ctype, start=start, combine=combine)
 
 
-def _plain(*arrays: Array | Any) -> bool:
+def _plain(*arrays: Any) -> bool:
     return all(str(x.dtype) in CTYPES and x.size and x.flags.c_contiguous for x in arrays)

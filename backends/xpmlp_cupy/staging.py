@@ -154,7 +154,9 @@ class Staging:
         return one
 
     def _compile(self) -> Any:
-        parameters, leaving, entering = "", [], []
+        parameters = ""
+        leaving: list[str] = []
+        entering: list[str] = []
         for k, piece in enumerate(self.pieces):
             parameters += (
                 f"unsigned int* place{k}, unsigned int* memory{k}, long long advance{k}, "
