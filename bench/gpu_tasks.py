@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from math import isfinite
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 from bench.gpu_contenders import Contender, Memory, Products, Task, Xpmlp, XpmlpEager
 from bench.gpu_peers import Jax, Torch, TorchCompiled, TorchGraph
 from bench.report import table
 from bench.workers import Worker, interleave
+from xpmlp import Dense, Network, fit
 
 CONTENDERS: tuple[type[Contender], ...] = (
     Xpmlp, XpmlpEager, Torch, TorchCompiled, TorchGraph, Jax, Products, Memory,
@@ -127,10 +129,6 @@ def report(cases: list[dict[str, Any]]) -> str:
 
 def fit_from_host(widths: tuple[int, ...], batch: int, rows: int, epochs: int) -> dict[str, float]:
     """Seconds of a whole ``fit`` of NumPy arrays, the second of two calls, and of an epoch."""
-    from time import perf_counter
-
-    from xpmlp import Dense, Network, fit
-
     X, y = Task(widths, batch, 1, batches=-(-rows // batch)).data()
     hidden = [Dense(units, "relu") for units in widths[1:-1]]
     layers = [*hidden, Dense(widths[-1], "softmax")]
