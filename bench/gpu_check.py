@@ -236,7 +236,8 @@ def check_captured(backend: Any) -> dict[str, float]:
 
 def time_contenders(backend: Any) -> list[dict[str, Any]]:
     """Times of a step beside other libraries, of those that are installed and fit into memory."""
-    from bench.gpu_tasks import CONTENDERS, Task, measure
+    from bench.gpu_contenders import Task
+    from bench.gpu_tasks import CONTENDERS, measure
 
     device, cases = backend.device.partition(":")[0], []
     for widths, batch, steps, precision in TIMED:

@@ -458,3 +458,25 @@ def test_every_kernel_of_a_captured_step_compiles(recorded, arch):
     assert binary.startswith(b"\x7fELF")
     for name in made:
         assert name.encode() in binary
+
+
+# --- Data in host memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_data_that_stays_on_the_host_gives_the_same_run(backend, dtype, caplog, monkeypatch):
+    X = np.random.default_rng(0).integers(0, 3, (300, 20)).astype(dtype)
+    with steps_from(EAGER):
+        expected = digits(backend, X=X)[0].parameters
+        monkeypatch.setattr(backend, "free", 1000)
+        waits = Waits(backend.cupy.cuda)
+        got = digits(backend, X=X, callbacks=[waits])[0].parameters
+    np.testing.assert_array_equal(got, expected)
+    assert "X stays in host memory" in caplog.text
+    # One pinned buffer is waited for in each batch, and nothing else.
+    assert backend.cupy.cuda.calls["read"] + backend.cupy.cuda.calls["to_host"] <= 2 * 2 * 3
+    lanes = backend._load_rows._lanes
+    assert {lane.host.dtype.name for (_, _, kind), lane in lanes.items() if kind == dtype} == {
+        dtype
+    }
+    assert len(lanes) <= 4

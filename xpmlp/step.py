@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -11,7 +11,7 @@ from typing import Any
 
 from xpmlp import rules
 from xpmlp.backends import host, sum_of
-from xpmlp.data import SparseRows, as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
+from xpmlp.data import HostRows, as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
@@ -76,7 +76,7 @@ class Dataset:
         digest = sha256()
         parts = [self.x, self.y] + ([] if self.weight is None else [self.weight])
         for part in parts:
-            if isinstance(part, SparseRows):
+            if isinstance(part, HostRows):
                 some = part[rows]
             else:
                 chosen = backend.from_host(host().xp.asarray(rows))
@@ -84,14 +84,18 @@ class Dataset:
             digest.update(f"{tuple(part.shape)} {some.dtype}".encode() + some.tobytes())
         return digest.hexdigest()[:16]
 
-    def stage(self, rows: Array | slice, objective: Objective) -> None:
-        """Gather a batch into the buffers of `objective`."""
-        backend = objective.backend
-        move: Callable[..., None] = copy_rows if isinstance(rows, slice) else take_rows
-        move(backend, self.x, rows, objective.x)
-        move(backend, self.y, rows, objective.y)
+    def stage(self, rows: Array | slice, objective: Objective, on_host: Any = None) -> None:
+        """Gather a batch into the buffers of `objective`; `on_host` as in :func:`take_rows`."""
+        backend, pairs = objective.backend, [(self.y, objective.y)]
         if self.weight is not None and objective.weight is not None:
-            move(backend, self.weight, rows, objective.weight)
+            pairs.append((self.weight, objective.weight))
+        if isinstance(rows, slice):
+            for part, out in [(self.x, objective.x), *pairs]:
+                copy_rows(backend, part, rows, out)
+        else:
+            take_rows(backend, self.x, rows, objective.x, on_host)
+            for part, out in pairs:
+                take_rows(backend, part, rows, out)
 
     def sweep(self, objectives: Objectives, n_rows: int) -> Iterator[Objective]:
         """Stage all samples, block by block; gives the objective that holds each."""
@@ -181,11 +185,17 @@ class TrainingStep:
             backend=backend,
         )
         self._captured: dict[int, _Captured | None] = {}
+        # The row numbers of the epoch, batch after batch, where X is on the host.
+        self.order_on_host: Any = None
 
     def forward(self, indices: Array, epoch: int, batch: int) -> Array:
         """The objective of a batch, a 0-d array on the device."""
         self.objective = self.objectives[indices.shape[0]]
-        self.data.stage(indices, self.objective)
+        on_host = None
+        if self.order_on_host is not None:
+            start = batch * self.n_rows
+            on_host = self.order_on_host[start : start + indices.shape[0]]
+        self.data.stage(indices, self.objective, on_host)
         return self.objective.forward(epoch, batch)
 
     def total_of_parameters(self) -> float:

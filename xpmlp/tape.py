@@ -16,7 +16,7 @@ _WRITTEN = (
     "copy", "matmul", "sum_columns", "sum_rows", "max_rows", "total", "total_squares", "take_rows",
     "fill_uniform",
 )  # fmt: skip
-_REFUSED = ("empty", "zeros", "from_host", "to_host", "read")
+_REFUSED = ("empty", "zeros", "from_host", "to_host", "read", "load_rows")
 
 
 class CannotCapture(Exception):

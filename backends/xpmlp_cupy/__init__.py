@@ -13,8 +13,9 @@ from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, funct
 from xpmlp.errors import out_of_device_memory
 from xpmlp.rng import Stream
 from xpmlp.tape import StepRecorder, StepTape
-from xpmlp.typing import Replay, RuleFunctions
+from xpmlp.typing import HostMatrix, Replay, RuleFunctions
 from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
+from xpmlp_cupy.loading import RowLoader
 from xpmlp_cupy.products import Products
 from xpmlp_cupy.reductions import Reductions
 from xpmlp_cupy.scratch import Scratch
@@ -133,6 +134,9 @@ class CupyBackend(ReferenceBackend):
     def copy(self, x: Array, out: Array) -> None:
         self.cupy.copyto(out, x, casting="unsafe")
 
+    def load_rows(self, x: HostMatrix, rows: Any, out: Array) -> None:
+        self._load_rows(x, rows, out)
+
     def matmul(self, a: Array, b: Array, out: Array) -> None:
         if not self._products(self.precision, a, b, out, self._scratch):
             self.cupy.matmul(a, b, out=out)
@@ -192,6 +196,15 @@ class CupyBackend(ReferenceBackend):
     @cached_property
     def _scratch(self) -> Scratch:
         return Scratch(self.zeros, lambda: self.cupy.cuda.get_current_stream().ptr)
+
+    @cached_property
+    def _load_rows(self) -> RowLoader:
+        return RowLoader(self.cupy, self._pinned, self.empty, self.copy)
+
+    def _pinned(self, shape: tuple[int, ...], dtype: str) -> Any:
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
 
     @cached_property
     def _products(self) -> Products:

@@ -18,6 +18,7 @@ class EmulatedBackend(CupyBackend):
     precisions = ("ieee", "tf32", "bfloat16")
 
     def __init__(self) -> None:
+        self.free = 1 << 30
         self.cupy = Emulator()
         ReferenceBackend.__init__(self, array_api_compat.numpy, "cuda:0")
         self.functions = host().functions
@@ -46,6 +47,12 @@ class EmulatedBackend(CupyBackend):
     def from_host(self, x: Any) -> Array:
         self.cupy.cuda.allocate(1)
         return np.array(x).view(DeviceArray)
+
+    def _pinned(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return np.empty(shape, dtype)
+
+    def memory(self) -> tuple[int, int] | None:
+        return self.free, 2 * self.free
 
     def to_host(self, x: Array) -> Any:
         self.cupy.cuda.calls["to_host"] += 1

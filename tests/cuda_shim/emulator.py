@@ -55,7 +55,15 @@ class DeviceArray(np.ndarray):
 
     @property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
+        address = self.__array_interface__["data"][0]
+
+        def copy(source: int, n_bytes: int, stream: Any) -> None:
+            assert stream.ptr, "the work of the default stream would wait for it"
+            assert self.flags.c_contiguous
+            assert n_bytes == self.nbytes
+            ctypes.memmove(address, source, n_bytes)
+
+        return SimpleNamespace(ptr=address, copy_from_host_async=copy)
 
 
 class Emulator:

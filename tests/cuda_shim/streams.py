@@ -21,6 +21,9 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self.cuda.entered.pop()
 
+    def wait_event(self, event: Any) -> None:
+        pass  # all work is done when it is given
+
     def begin_capture(self) -> None:
         assert self.ptr, "the default stream cannot capture"
         assert self.is_non_blocking
@@ -102,11 +105,11 @@ class Cuda:
         finally:
             self._allocator = None
 
-    def Event(self) -> Any:
+    def Event(self, disable_timing: bool = False) -> Any:
         def wait() -> None:
             self.calls["synchronize"] += 1
 
-        return SimpleNamespace(record=lambda: None, synchronize=wait)
+        return SimpleNamespace(record=lambda stream=None: None, synchronize=wait)
 
     def get_elapsed_time(self, start: Any, stop: Any) -> float:
         return 1.0
