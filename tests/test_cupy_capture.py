@@ -296,11 +296,12 @@ def test_the_host_waits_for_nothing_inside_an_epoch(backend, threshold):
 # --- When it is done, and when not ----------------------------------------------------------------
 
 
-def test_only_runs_of_many_steps_are_captured(backend):
-    with steps_from(100):
-        digits(backend, epochs=19, batch_size=128)  # 5 batches
+def test_only_runs_of_many_steps_are_captured():
+    backend = EmulatedBackend()
+    with backend.cupy.recording(), steps_from(100):
+        digits(backend, epochs=19)  # of 5 batches
         assert not backend.cupy.cuda.graphs
-        digits(backend, epochs=20, batch_size=128)
+        digits(backend, epochs=20)
         assert backend.cupy.cuda.graphs
 
 
@@ -451,10 +452,12 @@ def test_every_kernel_of_a_captured_step_compiles(recorded, arch):
     reason = no_nvrtc()
     if reason:
         pytest.skip(reason)
-    made = {name for _, name in recorded.cupy.sources}
+    # One of those that differ in dtype alone.
+    chosen = {name: (key, n) for key, n in recorded.cupy.sources.items() for name in key[1:]}
+    made = {*chosen}
     assert made >= {"xpmlp_advance", "xpmlp_fill_uniform_of_step", "xpmlp_add_relu",
                     "xpmlp_relu_backward_sum_columns", "xpmlp_gate_adam"}  # fmt: skip
-    binary = cubin(recorded.cupy.sources, arch, OPTIONS)
+    binary = cubin(dict(chosen.values()), arch, OPTIONS)
     assert binary.startswith(b"\x7fELF")
     for name in made:
         assert name.encode() in binary
