@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from xpmlp.tape import CannotCapture, StepTape
-from xpmlp_cupy.fused import Group
-from xpmlp_cupy.lowering import Single, lowered, overwritten
+from xpmlp_cupy.lowering import Single, Work, lowered, overwritten
 from xpmlp_cupy.scratch import Scratch
 from xpmlp_cupy.staging import Staging
 
@@ -37,7 +36,7 @@ class Captured:
 
     Attributes
     ----------
-    work : list of Group or Single
+    work : list of Group, Gather or Single
         What a step does.
     n_nodes : int
         Kernels and products of a step, with that which goes on to the next one. A product may
@@ -71,9 +70,9 @@ class Captured:
             launch()
         self._staging.advance()
 
-    def _launch(self, work: Group | Single) -> Callable[[], None]:
+    def _launch(self, work: Work) -> Callable[[], None]:
         backend, scratch = self._backend, self._scratch
-        if isinstance(work, Group):
+        if not isinstance(work, Single):
             kernel, blocks, threads, given = work.launch(backend.cupy, backend.fused, scratch)
             return lambda: kernel(blocks, threads, given)
         arguments = work.arguments

@@ -8,6 +8,7 @@ from typing import Any
 from xpmlp.tape import CannotCapture
 from xpmlp.tracing import trace
 from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
+from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.tracing import CTYPES
 
 # Arguments that a primitive writes, counted from the first.
@@ -40,7 +41,7 @@ class Single:
         return [View.of(x) for x in self.outs]
 
 
-Work = Group | Single
+Work = Group | Gather | Single
 
 
 def lowered(calls: list[tuple[str, tuple[Any, ...]]]) -> list[Work]:
@@ -48,7 +49,8 @@ def lowered(calls: list[tuple[str, tuple[Any, ...]]]) -> list[Work]:
 
     A rule joins the last pass over elements of its shape, if nothing between the two writes what it
     reads or touches what it writes. The sums of the columns of an array are taken where the array
-    is written, and what is done with a total by the thread that knows it first.
+    is written, and what is done with a total by the thread that knows it first. Samples and targets
+    are gathered together.
 
     Raises
     ------
@@ -69,6 +71,8 @@ def lowered(calls: list[tuple[str, tuple[Any, ...]]]) -> list[Work]:
             _add(work, Applied(same, (out,), (x,)), None)
         elif name == "sum_columns" and _plain(*arguments) and arguments[0].ndim == 2:
             _add_columns(work, *arguments)
+        elif name == "take_rows" and Gather.takes(*arguments):
+            _add_rows(work, *arguments)
         elif name in ("total", "total_squares") and _plain(*arguments):
             work.append(Group((), total=(*arguments, name == "total_squares")))
         else:
@@ -110,6 +114,18 @@ def _add_columns(work: list[Work], x: Any, out: Any) -> None:
         if _meets(earlier, [view], writes):
             break
     work.append(Group(x.shape, columns=(x, out)))
+
+
+def _add_rows(work: list[Work], x: Any, indices: Any, out: Any) -> None:
+    last = work[-1] if work else None
+    if (
+        isinstance(last, Gather)
+        and View.of(last.indices) == View.of(indices)
+        and not _meets(last, [View.of(x)], [View.of(out)])
+    ):
+        last.pairs.append((x, out))
+        return
+    work.append(Gather(indices, [(x, out)]))
 
 
 def _meets(work: Work, reads: list[View], writes: list[View]) -> bool:
