@@ -10,6 +10,7 @@ import click
 
 from bench.data import out_option, rounds_option
 from bench.environment import environment, headline, write
+from bench.gpu_check import card
 from bench.gpu_contenders import LEARNING_RATE
 from bench.gpu_tasks import (
     CONTENDERS,
@@ -57,9 +58,9 @@ def gpu(shapes: str, batches: list[int] | None, precision: str, rounds: int, out
             raise click.ClickException(str(error)) from None
     with Worker() as worker:
         whole = worker.call(fit_from_host, (784, 256, 128, 10), 128, 60_000, 5)
-    record = {
+    record: dict[str, Any] = {
         "environment": environment(),
-        "device": {"name": backend.device, "version": backend.version()},
+        "device": {"name": backend.device, "version": backend.version(), **card(backend)},
         "configuration": {
             "optimizer": f"Adam, learning rate {LEARNING_RATE}",
             "rounds": rounds,
@@ -71,7 +72,7 @@ def gpu(shapes: str, batches: list[int] | None, precision: str, rounds: int, out
     write(out / "gpu.json", record)
     text = [
         headline(record["environment"]),
-        f"{backend.version()}. Median (min to max) of {rounds} interleaved calls, each contender "
+        f"{record['device']['card']}, {backend.version()}. Median (min to max) of {rounds} interleaved calls, each contender "
         "in a process of its own, after a first call that compiles.",
         "",
         report(cases),

@@ -81,7 +81,7 @@ def main() -> int:
     backend = get_backend(device, arguments.backend, fallback=False)
     record: dict[str, Any] = {
         "environment": environment(),
-        "device": {"name": backend.device, "version": backend.version(), **_card(backend)},
+        "device": {"name": backend.device, "version": backend.version(), **card(backend)},
     }
     print(json.dumps(record["device"]))
     faults: list[str] = record.setdefault("faults", [])
@@ -128,7 +128,7 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def _card(backend: Any) -> dict[str, Any]:
+def card(backend: Any) -> dict[str, Any]:
     """Name and memory of the GPU, where CUDA tells them."""
     memory = backend.memory()
     found: dict[str, Any] = {"memory_bytes": memory[1] if memory else None}

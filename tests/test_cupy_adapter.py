@@ -188,15 +188,20 @@ def test_a_network_computes_in_its_precision():
     assert network.on(backend).backend is fast
 
 
-def test_what_a_gpu_offers_is_a_matter_of_its_age(monkeypatch):
+def test_what_a_gpu_offers_is_a_matter_of_its_age_and_of_cublaslt(monkeypatch):
     gpu = SimpleNamespace(compute_capability="80")
     cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: gpu))
     modules = {"cupy": cupy, "array_api_compat.cupy": SimpleNamespace()}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(array_api_compat, "cupy", modules["array_api_compat.cupy"], raising=False)
+    library = object()
+    monkeypatch.setattr(lt, "installed", lambda cupy: library)
     assert CupyBackend("cuda:0").precisions == ("ieee", "tf32", "bfloat16")
     gpu.compute_capability = "75"
+    assert CupyBackend("cuda:0").precisions == ("ieee",)
+    gpu.compute_capability = "90"
+    library = None  # nothing else rounds
     assert CupyBackend("cuda:0").precisions == ("ieee",)
 
 

@@ -14,6 +14,7 @@ from xpmlp.errors import out_of_device_memory
 from xpmlp.rng import Stream
 from xpmlp.tape import StepRecorder, StepTape
 from xpmlp.typing import HostMatrix, Replay, RuleFunctions
+from xpmlp_cupy import lt
 from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
 from xpmlp_cupy.loading import RowLoader
 from xpmlp_cupy.products import Products
@@ -43,7 +44,8 @@ class CupyBackend(ReferenceBackend):
         self.cupy: Any = cupy
         self.index = int(device.partition(":")[2])
         super().__init__(array_api_compat.cupy, device, cupy.cuda.Device(self.index))
-        if int(self.xp_device.compute_capability) >= 80:  # Ampere
+        ampere = int(self.xp_device.compute_capability) >= 80
+        if ampere and lt.installed(cupy) is not None:
             self.precisions = ("ieee", "tf32", "bfloat16")
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,18 @@ class Single:
 
     @property
     def reads(self) -> list[View]:
-        return [View.of(x) for x in self.arguments if is_array(x)]
+        return [View.of(x) for place, x in enumerate(self.arguments)
+                if is_array(x) and place not in self._written]  # fmt: skip
 
     @property
     def outs(self) -> list[Any]:
-        if self.name == "elementwise":
-            return [*self.arguments[2 : 2 + self.arguments[1]]]
-        return [self.arguments[place] for place in WRITTEN[self.name]]
+        return [self.arguments[place] for place in self._written]
+
+    @property
+    def _written(self) -> Sequence[int]:
+        if self.name == "elementwise":  # a rule and the number of outs come first
+            return range(2, 2 + self.arguments[1])
+        return WRITTEN[self.name]
 
     @property
     def writes(self) -> list[View]:

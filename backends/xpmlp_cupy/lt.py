@@ -135,6 +135,14 @@ def library(major: int) -> Any:
     return lt
 
 
+def installed(cupy: Any) -> Any:
+    """The cublasLt that belongs to a CuPy, or None where it is not found."""
+    try:
+        return library(cupy.cuda.runtime.runtimeGetVersion() // 1000)
+    except OSError:
+        return None
+
+
 def aligned(address: int) -> int:
     """Bytes that `address` is a multiple of: a power of two, at most 256."""
     return min(256, address & -address) if address else 256

@@ -35,20 +35,11 @@ class Products:
 
     @cached_property
     def _library(self) -> Any:
-        """cublasLt, or None where it is not found."""
-        try:
-            return lt.library(self._cupy.cuda.runtime.runtimeGetVersion() // 1000)
-        except OSError:
-            return None
+        return lt.installed(self._cupy)
 
     @cached_property
     def _handle(self) -> Any:
         return lt.create_handle(self._library)
-
-    @property
-    def available(self) -> bool:
-        """Whether cublasLt is there."""
-        return self._library is not None
 
     def __call__(self, precision: str, a: Any, b: Any, out: Any, scratch: Scratch) -> bool:
         """Compute the product, if cublasLt does it.
@@ -71,7 +62,7 @@ class Products:
             arithmetic, or cublasLt has no algorithm.
         """
         dtype = str(out.dtype)
-        if not (self.available and dtype in ("float32", "float64")):
+        if self._library is None or dtype not in ("float32", "float64"):
             return False
         if not all(x.ndim > 1 and x.dtype == out.dtype and x.size for x in (a, b, out)):
             return False

@@ -13,7 +13,7 @@ from typing import Any
 from xpmlp.rng import Stream
 from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_cupy.fused import View, is_array
-from xpmlp_cupy.lowering import WRITTEN, Single
+from xpmlp_cupy.lowering import Single
 
 _THREADS = 512
 _ONE_BATCH = 1 << 128  # in a stream's counter
@@ -89,8 +89,10 @@ class Staging:
             for one, other in zip(arguments, others, strict=True)
         ]
         moving = {View.of(x): (x, y) for x, y in pairs if is_array(x) and _moves(x, y)}
-        read = {view for call in first for view in _read(call)}
-        both = [view for view in moving if view in read and view in _written(first)]
+        work = [Single(*call) for call in first]
+        read = {view for one in work for view in one.reads}
+        written = {view for one in work for view in one.writes}
+        both = [view for view in moving if view in read and view in written]
         if both:
             raise CannotCapture(
                 f"{both[0].dtype} of shape {both[0].shape} that moves and is updated"
@@ -185,18 +187,3 @@ def _moves(one: Any, other: Any) -> bool:
 
 def _distance(one: Any, other: Any) -> int:
     return int(other.data.ptr - one.data.ptr)
-
-
-def _read(call: tuple[str, tuple[Any, ...]]) -> list[View]:
-    """What a primitive reads; whether it also reads what it writes does not matter here."""
-    name, arguments = call
-    if name == "elementwise":
-        arguments = arguments[2 + arguments[1] :]
-    else:
-        places = WRITTEN[name]
-        arguments = tuple(x for place, x in enumerate(arguments) if place not in places)
-    return [View.of(x) for x in arguments if is_array(x)]
-
-
-def _written(calls: list[tuple[str, tuple[Any, ...]]]) -> set[View]:
-    return {View.of(x) for name, arguments in calls for x in Single(name, arguments).outs}
