@@ -11,7 +11,7 @@ import click
 from bench.data import out_option, rounds_option
 from bench.environment import environment, headline, write
 from bench.gpu_check import card
-from bench.gpu_contenders import LEARNING_RATE
+from bench.gpu_contenders import LEARNING_RATE, Task
 from bench.gpu_tasks import (
     CONTENDERS,
     MATRIX,
@@ -26,6 +26,8 @@ from bench.gpu_tasks import (
 from bench.problem import parse_shape, whole_numbers
 from bench.workers import Worker
 
+# What a whole fit is timed on, from NumPy arrays.
+WHOLE = Task((784, 256, 128, 10), 128, 1, batches=469)
 SHAPES = ",".join("-".join(map(str, widths)) for widths in MATRIX)
 
 
@@ -57,7 +59,7 @@ def gpu(shapes: str, batches: list[int] | None, precision: str, rounds: int, out
         except UnequalLosses as error:
             raise click.ClickException(str(error)) from None
     with Worker() as worker:
-        whole = worker.call(fit_from_host, (784, 256, 128, 10), 128, 60_000, 5)
+        whole = worker.call(fit_from_host, WHOLE, 5)
     record: dict[str, Any] = {
         "environment": environment(),
         "device": {"name": backend.device, "version": backend.version(), **card(backend)},
@@ -72,12 +74,13 @@ def gpu(shapes: str, batches: list[int] | None, precision: str, rounds: int, out
     write(out / "gpu.json", record)
     text = [
         headline(record["environment"]),
-        f"{record['device']['card']}, {backend.version()}. Median (min to max) of {rounds} interleaved calls, each contender "
-        "in a process of its own, after a first call that compiles.",
+        f"{record['device'].get('card')}, {backend.version()}. Median (min to max) of {rounds} "
+        "interleaved calls, each contender in a process of its own, after a first call that "
+        "compiles.",
         "",
         report(cases),
         "",
-        f"fit of {whole['rows']:.0f} rows in NumPy arrays, 784-256-128-10, batch 128: "
+        f"fit of {whole['rows']:.0f} rows in NumPy arrays, {WHOLE.name}: "
         f"{whole['seconds_an_epoch']:.3f} s an epoch.",
     ]
     (out / "gpu.md").write_text("\n".join(text) + "\n", encoding="utf-8")

@@ -127,14 +127,14 @@ def report(cases: list[dict[str, Any]]) -> str:
     return "\n".join(parts).rstrip()
 
 
-def fit_from_host(widths: tuple[int, ...], batch: int, rows: int, epochs: int) -> dict[str, float]:
+def fit_from_host(task: Task, epochs: int) -> dict[str, float]:
     """Seconds of a whole ``fit`` of NumPy arrays, the second of two calls, and of an epoch."""
-    X, y = Task(widths, batch, 1, batches=-(-rows // batch)).data()
-    hidden = [Dense(units, "relu") for units in widths[1:-1]]
-    layers = [*hidden, Dense(widths[-1], "softmax")]
+    X, y = task.data()
+    hidden = [Dense(units, "relu") for units in task.widths[1:-1]]
+    layers = [*hidden, Dense(task.widths[-1], "softmax")]
     for _ in range(2):  # the first one compiles
-        network = Network(widths[0], layers, device="cuda", dtype="float32", seed=0)
+        network = Network(task.widths[0], layers, device=task.device, dtype="float32", seed=0)
         start = perf_counter()
-        fit(network, X, y, loss="log_loss", epochs=epochs, batch_size=batch, verbose=0)
+        fit(network, X, y, loss="log_loss", epochs=epochs, batch_size=task.batch, verbose=0)
         seconds = perf_counter() - start
     return {"seconds": seconds, "seconds_an_epoch": seconds / epochs, "rows": float(len(X))}

@@ -5,12 +5,12 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bench import gpu_tasks
+from bench import gpu, gpu_tasks
 from bench.__main__ import main
 from bench.gpu_contenders import Memory, Products, Task, Xpmlp, XpmlpEager
 from bench.gpu_peers import Jax, Torch, TorchCompiled, TorchGraph
 from bench.gpu_tasks import UnequalLosses, check, make_run, measure, report, tasks
-from xpmlp import available_backends
+from xpmlp import available_backends, get_backend
 
 TINY = Task((5, 8, 6, 3), batch=16, steps=10, batches=3, device="cpu")
 without_a_gpu = pytest.mark.skipif(
@@ -70,3 +70,24 @@ def test_without_a_gpu_one_line_says_so():
     assert done.stderr.startswith("no GPU to measure on: ")
     assert len(done.stderr.splitlines()) == 1
     assert TorchCompiled.missing(Task((5, 3), 4, 2)) is not None
+
+
+def test_where_there_is_one_tables_are_printed_and_written(tmp_path, monkeypatch):
+    on_cpu = get_backend("cpu", "numpy")
+    monkeypatch.setattr("xpmlp.available_backends", lambda: {"cupy": "usable"})
+    monkeypatch.setattr("xpmlp.get_backend", lambda *args, **options: on_cpu)
+    monkeypatch.setattr(gpu, "tasks", lambda shapes, precisions, batches: [TINY])
+    monkeypatch.setattr(gpu, "CONTENDERS", (Xpmlp, Products))
+    monkeypatch.setattr(gpu, "WHOLE", TINY)
+    arguments = ["gpu", "--rounds", "2", "--out", str(tmp_path)]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    (case,) = record["cases"]
+    assert set(case["contenders"]) == {"xpmlp", "products alone"}
+    assert record["fit_from_numpy"]["rows"] == 48
+    assert "### 5-8-6-3, batch 16, ieee" in done.stdout
+    assert (tmp_path / "gpu.md").read_text() == done.stdout
+    done = CliRunner().invoke(main, [*arguments, "--precision", "half"])
+    assert done.exit_code == 2
+    assert "expected some of ieee,tf32,bfloat16, got 'half'" in done.output
