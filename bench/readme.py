@@ -1,4 +1,4 @@
-"""The README's section on speed, made from the committed measurements."""
+"""What the pages say of measurements, made from the committed ones."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ import click
 
 from bench.contenders import ScikitLearn, Xpmlp
 from bench.environment import packages
+from bench.faults import report as faults_report
 from bench.report import missing, table
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 _BETWEEN = re.compile(r"(<!-- bench:begin[^>]*-->\n).*?(<!-- bench:end -->)", re.DOTALL)
 
 
 @click.command()
 def readme() -> None:
-    """Rewrite the README's section on speed from the JSON files in bench/results."""
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite what README.md and docs/ say of the JSON files in bench/results."""
+    for page, section in PAGES.items():
+        path = ROOT / page
+        text = rewritten(path.read_text(encoding="utf-8"), section())
+        path.write_text(text, encoding="utf-8")
 
 
-def rewritten(text: str) -> str:
-    """The README with the section that the measurements give."""
+def rewritten(text: str, section: str) -> str:
+    """A page with a section between its marks."""
     if not _BETWEEN.search(text):
-        raise ValueError("README.md has no <!-- bench:begin --> and <!-- bench:end -->")
-    return _BETWEEN.sub(lambda found: f"{found[1]}{section()}\n{found[2]}", text)
+        raise ValueError("the page has no <!-- bench:begin --> and <!-- bench:end -->")
+    return _BETWEEN.sub(lambda found: f"{found[1]}{section}\n{found[2]}", text)
 
 
-def section() -> str:
-    """The section, in Markdown."""
+def speed() -> str:
+    """The README's section, in Markdown."""
     cpu = _read("cpu-float32")
     parts = [
         _method(cpu),
@@ -50,6 +54,14 @@ def section() -> str:
         ),
     ]
     return "\n\n".join(parts)
+
+
+def reliability() -> str:
+    """The section of docs/reliability.md, in Markdown."""
+    return faults_report(_read("faults"))
+
+
+PAGES = {"README.md": speed, "docs/reliability.md": reliability}
 
 
 def _method(record: dict[str, Any]) -> str:

@@ -119,9 +119,9 @@ def test_importing_takes_less_than_0_3_s_beyond_numpy():
         SEARCH_PATH
         + """
 import numpy, time
-start = time.perf_counter()
+start = time.process_time()  # other processes may keep this one waiting
 import xpmlp
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     )
     assert min(float(run(code)) for _ in range(3)) < 0.3

@@ -1,15 +1,16 @@
 """The benchmark's programs, on problems so small that their figures mean nothing."""
 
 import json
+import os
+import shutil
 from contextlib import ExitStack
-from time import sleep
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bench import cpu, imports, memory, predict, scaling
+from bench import cpu, faults, imports, memory, predict, scaling
 from bench.__main__ import main
 from bench.contenders import Products, ScikitLearn, WithoutNumba, Xpmlp, make_fit
 from bench.environment import environment
@@ -108,12 +109,18 @@ def test_a_slow_round_does_not_move_a_ratio():
     assert paired_ratio([2.0, 200.0, 2.2], [1.0, 100.0, 1.0]) == 2.0
 
 
-def test_a_stage_counts_without_the_stages_inside_it():
+def test_a_stage_counts_without_the_stages_inside_it(monkeypatch):
+    seconds = 0.0
+
+    def passes(more):
+        nonlocal seconds
+        seconds += more
+
+    monkeypatch.setattr("bench.profile.perf_counter", lambda: seconds)
     clock = Clock()
-    inner = clock.timed("forward", lambda: sleep(0.02))
-    clock.timed("loss", lambda: (inner(), sleep(0.01)))()
-    assert clock.seconds["forward"] == pytest.approx(0.02, abs=0.008)
-    assert clock.seconds["loss"] == pytest.approx(0.01, abs=0.008)
+    inner = clock.timed("forward", lambda: passes(2.0))
+    clock.timed("loss", lambda: (inner(), passes(1.0)))()
+    assert (clock.seconds["forward"], clock.seconds["loss"]) == (2.0, 1.0)
 
 
 def test_every_stage_of_the_profile_takes_time():
@@ -146,6 +153,47 @@ def test_scaling_fits_a_line(monkeypatch):
     found = scaling.measure("depth", [1, 2], rounds=1)
     assert found["exponent"] == pytest.approx(2)
     assert found["factor"] == pytest.approx(1)
+
+
+def _may_mount():
+    return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@pytest.mark.parametrize("name", faults.DRILLS)
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="not a Linux system")
+def test_what_is_promised_of_faults_holds(name):
+    if name == "disk full" and not _may_mount():
+        pytest.skip("only root may mount a small disk")
+    found = faults.run(name, share=0.02, seed=1)
+    assert found["holds"], found
+
+
+@pytest.mark.parametrize(
+    ("found", "bounds", "holds"),
+    [
+        ({"tried": 3, "held": 3}, {}, True),
+        ({"tried": 3, "held": 2}, {}, False),
+        ({"tried": 0, "held": 0}, {}, False),
+        ({"tried": 3, "held": 3, "megabytes": 5.0}, {"megabytes": 4.0}, False),
+        (RuntimeError("no disk"), {}, False),
+    ],
+)
+def test_what_does_not_hold_is_said(monkeypatch, tmp_path, found, bounds, holds):
+    class Here(Worker):
+        def call(self, function, *arguments):
+            return function(*arguments)
+
+    def does(folder, n, seed):
+        if isinstance(found, Exception):
+            raise found
+        return {"outcomes": {}, **found}
+
+    monkeypatch.setattr(faults, "Worker", Here)
+    monkeypatch.setattr(faults, "DRILLS", {"a fault": faults.Drill(does, 3, "holds", bounds)})
+    done = CliRunner().invoke(main, ["faults", "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == (0 if holds else 1)
+    assert ("did not hold: a fault" in done.output) != holds
+    assert json.loads((tmp_path / "faults.json").read_text())["drills"]["a fault"]["holds"] == holds
 
 
 def test_imports_and_first_fits():

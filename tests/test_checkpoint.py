@@ -136,6 +136,33 @@ def test_a_finished_run_is_finished(tmp_path):
     assert again.to_dict() == history.to_dict()
 
 
+@pytest.mark.parametrize("first", [2, 4])
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path, first):
+    whole, history, _ = run()
+    run(tmp_path, epochs=first)
+    network, longer, _ = run(tmp_path, resume=tmp_path, epochs=5)
+    np.testing.assert_array_equal(network.parameters, whole.parameters)
+    assert longer.to_dict() == history.to_dict()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_finished_estimator_goes_on_for_more_epochs(tmp_path):
+    def fitted(n, *callbacks, learning_rate="constant", **options):
+        model = MLPClassifier(
+            (7,), max_iter=n, random_state=0, callbacks=[*callbacks], learning_rate=learning_rate
+        )
+        return model.fit(X, Y, **options)
+
+    whole = fitted(6)
+    fitted(3, Checkpoint(tmp_path / "a"))
+    longer = fitted(6, resume=tmp_path / "a")
+    np.testing.assert_array_equal(longer.network_.parameters, whole.network_.parameters)
+    assert longer.loss_curve_ == whole.loss_curve_
+    fitted(3, Checkpoint(tmp_path / "b"), learning_rate="cosine")
+    with pytest.raises(ValueError, match=r"with optimizer=.*n_steps=6.*, now it is .*n_steps=12"):
+        fitted(6, resume=tmp_path / "b", learning_rate="cosine")
+
+
 def test_files_are_named_by_place_and_the_newest_kept(tmp_path):
     run(tmp_path / "new" / "folder", every=1, epochs=3)
     names = sorted(os.listdir(tmp_path / "new" / "folder"))
@@ -166,7 +193,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"optimizer": SGD(0.1)}, "with optimizer=Adam.*, now it is SGD"),
-        ({"epochs": 6}, "with epochs=5, now it is 6"),
+        ({"optimizer": Adam(Cosine(0.01)), "epochs": 6}, "with optimizer=.*, now it is Adam"),
+        ({"alpha": 0.1, "l1": 0.2}, r"alpha=0.0, now it is 0.1; and with l1=0.0, now it is 0.2"),
+        ({"epochs": 2}, "epochs must be at least 3, where resume=.* stands, got 2"),
         ({"batch_size": 15}, "with batch_size=16, now it is 15"),
         ({"alpha": 0.1}, r"with alpha=0.0, now it is 0.1"),
         ({"network": make(seed=4)}, "with seed=3, now it is 4"),
@@ -220,7 +249,7 @@ def put(*keys_and_value):
 @pytest.mark.parametrize(
     "change",
     [
-        put("epoch", 5),
+        put("epoch", "3"),
         put("epoch", -1),
         put("epoch", 1.0),
         put("done", 11),

@@ -372,3 +372,14 @@ def test_the_installed_command_ends_without_a_traceback():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scale", ["minmax", "standard"])
+@pytest.mark.parametrize(("column", "name"), [(0, "a"), (2, "c")])
+def test_numbers_too_large_to_be_scaled_are_refused_before_training(capsys, scale, column, name):
+    rows = [[str(i), str(i % 5), f"{i / 3}"] for i in range(12)]
+    for i, text in [(3, "1e308"), (7, "-1e308"), (8, "1e308")]:
+        rows[i][column] = text
+    Path("d.csv").write_text("\n".join(map(",".join, [["a", "b", "c"], *rows])))
+    error = refused(capsys, "train", "d.csv", "--scale", scale, "--test-size", "0")
+    assert f"column '{name}' cannot be scaled: its numbers are too large" in error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.readme import rewritten
+from bench.readme import PAGES, rewritten
 from xpmlp.activations import ACTIVATIONS
 from xpmlp.losses import LOSSES
 from xpmlp.optimizers import OPTIMIZERS
@@ -56,13 +56,26 @@ def test_the_table_lists_what_there_is():
     assert all(re.search(rf"\b{name}\b", optimizers) for name in OPTIMIZERS)
 
 
-def test_its_figures_are_those_of_the_measurements():
-    assert rewritten(TEXT) == TEXT
+@pytest.mark.parametrize("page", PAGES)
+def test_its_figures_are_those_of_the_measurements(page):
+    text = (ROOT / page).read_text()
+    assert rewritten(text, PAGES[page]()) == text
 
 
-def test_the_files_it_names_exist():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name
+)
+def test_the_files_it_names_exist(page):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_tests_that_promises_name_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`((?:test_|fuzz)\w*\.py)`", text)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "tests" / name).exists(), name
 
 
 def test_the_commands_it_opens_with_exist():

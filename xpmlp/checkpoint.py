@@ -123,12 +123,15 @@ def check_same_run(saved: Saved, settings: Mapping[str, Any]) -> None:
     before = saved.description.get("settings")
     if not isinstance(before, dict):
         raise ModelFileError(f"{saved.path} is not a checkpoint of a run")
-    for name in sorted(before.keys() | settings.keys()):
-        was, now = before.get(name), settings.get(name)
-        if was != now:
-            raise ValueError(
-                f"resume={str(saved.path)!r} is of a run with {name}={was}, now it is {now}"
-            )
+    differ = [
+        f"{name}={before.get(name)}, now it is {settings.get(name)}"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"resume={str(saved.path)!r} is of a run with {'; and with '.join(differ)}"
+        )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -119,7 +119,10 @@ def cli() -> None:
     help=f"{', '.join(OPTIMIZERS)}. This and other names take arguments: adam:beta_2=0.99.",
 )
 @click.option("--lr", type=float, help="Learning rate.  [default: the optimizer's]")
-@click.option("--schedule", help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
+@click.option(
+    "--schedule",
+    help=f"Of the learning rate, over updates, not epochs: {', '.join(SCHEDULES)}.",
+)
 @click.option("--alpha", type=float, default=0.0, help="L2 penalty.")
 @click.option("--l1", type=float, default=0.0, help="L1 penalty.")
 @click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
@@ -156,7 +159,8 @@ def cli() -> None:
 @click.option(
     "--resume",
     type=click.Path(),
-    help="Go on from this checkpoint, or the newest of this folder, with the same options.",
+    help="Go on from this checkpoint, or the newest of this folder, with the same options; "
+    "--epochs may be more.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(data: str, **options: Any) -> int:

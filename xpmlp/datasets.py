@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def _read_csv(path: Path) -> Table:
         names = [cell.strip() for cell in rows.pop(0)]
     if len(names) == 1 and ";" in names[0]:
         raise ValueError(f"{path}: columns are separated by commas, got one column {names[0]!r}")
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise ValueError(f"{path} has the column {doubled[0]!r} twice")
     for number, row in enumerate(rows, 1):

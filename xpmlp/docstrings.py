@@ -154,8 +154,8 @@ X_val, y_val : array-like, optional
     Data to validate on after each epoch.
 resume : path-like, optional
     Go on from this checkpoint, or from the newest of this folder, with the same data and
-    parameters; see :class:`xpmlp.Checkpoint`, which belongs into `callbacks`. Numbers are drawn as
-    that run drew them. Not with L-BFGS.
+    parameters; see :class:`xpmlp.Checkpoint`, which belongs into `callbacks`. `max_iter` may be
+    larger, where no schedule spans it. Numbers are drawn as that run drew them. Not with L-BFGS.
 
 Returns
 -------

@@ -34,7 +34,7 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
         row = int(np.flatnonzero(missing)[0]) + 1
         raise ValueError(f"target column {target!r} of {table.name} has no value in data row {row}")
     names, numbers = np.unique(labels, return_inverse=True)
-    if names.dtype.kind == "f" and (names == np.floor(names)).all():
+    if names.dtype.kind == "f" and (names == np.floor(names)).all() and abs(names).max() < 2**53:
         names = names.astype(int)
     if len(names) < 2:
         raise ValueError(
@@ -111,7 +111,8 @@ def make_optimizer(text: str, rate: float | None, schedule: str | None) -> Optim
 def target_scaling(classes: list[Any] | None, loss: Loss, y: Any) -> tuple[float, float]:
     """Shift and scale of a regression's target, for losses that suit one of any unit."""
     if classes is None and loss.name in ("squared_error", "absolute_error", "huber", "quantile"):
-        return float(y.mean()), float(y.std()) or 1.0
+        with np.errstate(all="ignore"):  # what overflows, the pipeline refuses
+            return float(y.mean()), float(y.std()) or 1.0
     return 0.0, 1.0
 
 

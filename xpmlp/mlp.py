@@ -46,7 +46,7 @@ from xpmlp.validation import (
 )
 
 # Parameters that a run may be taken up with other values of.
-_NOT_OF_A_RUN = ("verbose", "callbacks", "device", "backend", "fallback")
+_NOT_OF_A_RUN = ("verbose", "callbacks", "device", "backend", "fallback", "max_iter")
 _PLACE = ("device", "backend", "dtype", "precision")
 # What fit sets anew.
 _FITTED = {
@@ -429,6 +429,7 @@ class MLP(Parameters, ABC):
                 **{name: value for name, value in self.get_params(deep=False).items()
                    if name not in _NOT_OF_A_RUN},
                 "class": type(self).__name__, "random state": drawn_from,
+                "optimizer": self._optimizer,  # a schedule may span max_iter
             }  # fmt: skip
             run = Run(
                 network, step, data, validation, scores, epochs, batches, settings, start,

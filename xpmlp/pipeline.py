@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,15 @@ class Pipeline:
     target_shift: float = 0.0
     target_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if a column cannot be scaled."""
+        columns = [*zip(self.features, self.shift.tolist(), self.factor.tolist(), strict=True)]
+        for name, shift, factor in [*columns, (self.target, self.target_shift, self.target_scale)]:
+            if not (math.isfinite(shift) and math.isfinite(factor) and factor):
+                raise ValueError(
+                    f"column {name!r} cannot be scaled: its numbers are too large or too small"
+                )
+
     def scale(self, X: Any) -> Any:
         """Features as the network takes them."""
         return (X - self.shift) * self.factor
@@ -63,15 +73,17 @@ def affine_scaling(kind: str, X: Any) -> tuple[Any, Any]:
     ----------
     kind : {"minmax", "standard", "none"}
         To [0, 1], to mean 0 and standard deviation 1, or not at all. Constant columns become 0.
+        Numbers that overflow here give what is not finite, or 0.
     X : NumPy array of shape (n, n_features)
     """
     from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-    if kind == "minmax":
-        scaler = MinMaxScaler().fit(X)
-        return scaler.data_min_, scaler.scale_
-    if kind == "standard":
-        scaler = StandardScaler().fit(X)
-        return scaler.mean_, 1.0 / scaler.scale_
+    with host().context():
+        if kind == "minmax":
+            scaler = MinMaxScaler().fit(X)
+            return scaler.data_min_, scaler.scale_
+        if kind == "standard":
+            scaler = StandardScaler().fit(X)
+            return scaler.mean_, 1.0 / scaler.scale_
     zeros = host().xp.zeros(X.shape[1])
     return zeros, zeros + 1.0

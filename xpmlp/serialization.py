@@ -6,7 +6,6 @@ looked up in the library's own tables. The format is described in ``docs/model-f
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -85,7 +84,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     elif is_estimator(model):
         network, tensors, described = _describe_estimator(model)
     else:
-        raise TypeError(f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}")
+        raise TypeError(
+            f"model must be a Network, an {' or '.join(_ESTIMATORS)}, got {model!r}; of a pipeline "
+            "of scikit-learn's, save its last step"
+        )
     parameters = np.asarray(network.backend.to_host(network.parameters))
     if not np.isfinite(parameters).all():
         raise ValueError("the network holds NaN or infinite parameters and is not saved")
@@ -230,7 +232,6 @@ def _build_pipeline(network: Network, tensors: dict[str, Any], described: Any) -
     pipeline = Pipeline(network, shift=shift, factor=factor, **described)
     features, classes = pipeline.features, pipeline.classes
     n, n_classes = network.n_features, len(classes or ())
-    numbers = [*shift.tolist(), *factor.tolist(), pipeline.target_shift, pipeline.target_scale]
     if not (
         shift.shape == factor.shape == (n,)
         and all(isinstance(feature, str) for feature in features)
@@ -238,7 +239,6 @@ def _build_pipeline(network: Network, tensors: dict[str, Any], described: Any) -
         and (classes is None or n_classes > 1)
         and all(isinstance(name, str | int | float) for name in classes or ())
         and network.n_outputs == (1 if n_classes == 2 else max(1, n_classes))
-        and all(math.isfinite(number) for number in numbers)
     ):
         raise ValueError("its scaler, features or classes do not fit its network")
     return pipeline

@@ -103,7 +103,8 @@ def fit(
         0 shows nothing, 1 a progress bar where standard error is a terminal.
     resume : path-like, optional
         Go on from this checkpoint, or from the newest of this folder, with the same data and
-        arguments; see :class:`xpmlp.Checkpoint`. The device may be another one.
+        arguments; see :class:`xpmlp.Checkpoint`. The device may be another one, and `epochs` more,
+        where no schedule spans them.
 
     Returns
     -------
@@ -175,7 +176,7 @@ def fit(
     n_steps = int(epochs) * math.ceil(data.n_samples / n_rows)
     chosen_optimizer = chosen_optimizer.over(n_steps)
     settings = {
-        "epochs": int(epochs), "batch_size": n_rows, "loss": chosen_loss,
+        "batch_size": n_rows, "loss": chosen_loss,
         "optimizer": chosen_optimizer, "alpha": float(alpha), "l1": float(l1),
         "clip_norm": clip_norm, "clip_value": clip_value, "shuffle": bool(shuffle),
     }  # fmt: skip
@@ -444,7 +445,7 @@ class Run:
         with _readable(saved):
             position = [found[name] for name in ("epoch", "done", "step")]
             (epoch, done, step), losses = position, [float(loss) for loss in found["losses"]]
-            possible = 0 <= epoch < self.epochs and 0 <= done <= self.n_batches and step >= 0
+            possible = epoch >= 0 and 0 <= done <= self.n_batches and step >= 0
             if not possible or len(losses) != done or any(type(n) is not int for n in position):
                 raise ValueError("its position is not in this run")
             history, mu_product = History.of(decode(found["history"])), float(found["mu_product"])
@@ -464,6 +465,11 @@ class Run:
             for array, target in targets:
                 if array.shape != tuple(target.shape) or array.dtype != self.network.dtype:
                     raise ValueError("its arrays are not of this network")
+        if epoch >= self.epochs:
+            raise ValueError(
+                f"epochs must be at least {epoch + 1}, where resume={str(saved.path)!r} stands, "
+                f"got {self.epochs}"
+            )
         remembered = self._matched(saved, names, remembered)
         self.epoch, self.done, self.history = epoch, done, history
         self.resumed_from = saved.path

@@ -445,7 +445,7 @@ def cache_folder() -> Path | None:
     folder = Path("~/.cache/xpmlp")
     try:
         folder = Path(named) if named else Path(base or Path.home() / ".cache") / "xpmlp"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
             raise PermissionError("it belongs to somebody else, whose code would be run")
         with TemporaryFile(dir=folder):
