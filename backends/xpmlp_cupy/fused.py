@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from xpmlp.typing import Rule
@@ -117,48 +118,65 @@ class Group:
         scratch : Scratch
         """
         text = _Text(cupy, self.shape)
-        more: tuple[Any, ...]
+        if self.total:
+            source, n_blocks, more = self._with_total(text, cupy, scratch)
+        elif self.columns:
+            source, n_blocks, more = self._with_columns(text, cupy, scratch)
+        else:
+            source, n_blocks, more = self._alone(text, cupy)
+        if source not in kernels:
+            kernels[source] = cupy.RawKernel(source, self.name, OPTIONS)
+        return kernels[source], (n_blocks,), (256,), (*text.arguments, *more)
+
+    @property
+    def name(self) -> str:
+        """That of the kernel, as profilers show it."""
         names = [getattr(one.rule, "__name__", "rule") for one in self.rules]
         if self.total:
-            x, out, squared = self.total
-            names.insert(0, "total_squares" if squared else "total")
-            wide = CTYPES[str(out.dtype)]
-            text.know(out, "total")
-            text.apply(self.rules)
-            end = text.body
-            total = TotalLaunch(cupy, x, str(out.dtype), scratch)
-            n_blocks, more = total.n_blocks, total.arguments
-        elif self.columns:
-            x, out = self.columns
+            names.insert(0, "total_squares" if self.total[2] else "total")
+        if self.columns:
             names.append("sum_columns")
-            text.apply(self.rules)
-            value = f"const {CTYPES[str(x.dtype)]} value = {text.value(x)};"
-            columns = ColumnLaunch(cupy, x.shape, out, scratch)
-            n_blocks, more = columns.n_blocks, columns.arguments
-        else:
-            text.apply(self.rules)
-            size = _size(self.shape)
-            short = size < 1 << 31
-            number = cupy.uint32 if short else cupy.int64
-            n_blocks = min(-(-size // 256), _MOST_BLOCKS)
-            more = (number(size), number(self.shape[-1] if self.shape else 1))
-        name = re.sub(r"\W", "_", "xpmlp_" + "_".join(names))[:100]
-        if self.total:
-            source = total_source(name, CTYPES[str(x.dtype)], wide, squared, text.parameters, end)
-        elif self.columns:
-            source = columns_source(
-                name, CTYPES[str(x.dtype)], text.parameters, f"{text.body}\n{value}"
-            )
-        else:
-            integer = "unsigned int" if short else "long long"
-            place = f"const {integer} row = i / n_columns, column = i - row * n_columns;"
-            source = _ELEMENTWISE.format(
-                name=name, parameters=text.parameters, I=integer, body=text.body,
-                place=place if text.uses_place else "",
-            )  # fmt: skip
-        if source not in kernels:
-            kernels[source] = cupy.RawKernel(source, name, OPTIONS)
-        return kernels[source], (n_blocks,), (256,), (*text.arguments, *more)
+        return re.sub(r"\W", "_", "xpmlp_" + "_".join(names))[:100]
+
+    def _alone(self, text: _Text, cupy: Any) -> tuple[str, int, tuple[Any, ...]]:
+        """The source, the blocks, and the arguments that follow those of the text."""
+        text.apply(self.rules)
+        size = prod(self.shape)
+        short = size < 1 << 31
+        integer = "unsigned int" if short else "long long"
+        place = f"const {integer} row = i / n_columns, column = i - row * n_columns;"
+        source = _ELEMENTWISE.format(
+            name=self.name, parameters=text.parameters, I=integer, body=text.body,
+            place=place if text.uses_place else "",
+        )  # fmt: skip
+        number = cupy.uint32 if short else cupy.int64
+        sizes = number(size), number(self.shape[-1] if self.shape else 1)
+        return source, min(-(-size // 256), _MOST_BLOCKS), sizes
+
+    def _with_columns(
+        self, text: _Text, cupy: Any, scratch: Scratch
+    ) -> tuple[str, int, tuple[Any, ...]]:
+        assert self.columns
+        x, out = self.columns
+        ctype = CTYPES[str(x.dtype)]
+        text.apply(self.rules)
+        value = text.value(x)
+        body = f"{text.body}\nconst {ctype} value = {value};"
+        source = columns_source(self.name, ctype, text.parameters, body)
+        launch = ColumnLaunch(cupy, x.shape, out, scratch)
+        return source, launch.n_blocks, launch.arguments
+
+    def _with_total(
+        self, text: _Text, cupy: Any, scratch: Scratch
+    ) -> tuple[str, int, tuple[Any, ...]]:
+        assert self.total
+        x, out, squared = self.total
+        text.know(out, "total")
+        text.apply(self.rules)
+        ctypes = CTYPES[str(x.dtype)], CTYPES[str(out.dtype)]
+        source = total_source(self.name, *ctypes, squared, text.parameters, text.body)
+        launch = TotalLaunch(cupy, x, str(out.dtype), scratch)
+        return source, launch.n_blocks, launch.arguments
 
 
 class _Text:
@@ -220,13 +238,6 @@ class _Text:
         self.arguments.append((self._cupy.float64 if ctype == "double" else self._cupy.float32)(x))
         self.parameters += f"{ctype} c{k}, "
         return f"c{k}"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def index_of(x: Any, shape: tuple[int, ...]) -> str | None:
