@@ -5,6 +5,7 @@ import click
 from bench.accuracy import accuracy
 from bench.cpu import cpu
 from bench.faults import faults
+from bench.gpu import gpu
 from bench.imports import imports
 from bench.memory import memory
 from bench.parity import parity
@@ -18,7 +19,7 @@ def main() -> None:
     """Benchmarks: each asserts quality first, then prints a table and writes JSON."""
 
 
-for command in (cpu, predict, memory, scaling, imports, readme, accuracy, parity, faults):
+for command in (cpu, gpu, predict, memory, scaling, imports, readme, accuracy, parity, faults):
     main.add_command(command)
 
 if __name__ == "__main__":

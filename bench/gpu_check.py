@@ -1,10 +1,11 @@
 """What only a machine with a GPU can show, in one run: ``make gpu-check``.
 
-The tests on that backend, the comparison of its runs with the CPU's, and the time of a training
-step. It needs no installation and no network: Python with NumPy, CuPy and pytest, this checkout on
-PYTHONPATH, and array-api-compat, whose pure-Python wheel can lie in a folder ``wheels/``. Every
-part is written down as it ends. Tests that need SciPy, scikit-learn or click are skipped where
-these are missing, and counted.
+The tests on that backend, the comparison of its runs with the CPU's, captured steps beside single
+ones, and the time of a training step, beside other libraries' where they are installed. It needs no
+installation and no network: Python with NumPy, CuPy and pytest, this checkout on PYTHONPATH, and
+array-api-compat, whose pure-Python wheel can lie in a folder ``wheels/``. Every part is written
+down as it ends. Tests that need SciPy, scikit-learn or click are skipped where these are missing,
+and counted.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ TESTS = [
     "worked_examples",
 ]
 WIDTHS, BATCH, STEPS = (784, 256, 128, 10), 128, 400
+# Widths, batch, steps and precision of the tasks that are timed beside other libraries.
+TIMED = [
+    ((784, 256, 128, 10), 128, 1024, "ieee"),
+    ((784, 256, 128, 10), 128, 1024, "tf32"),
+    ((4096, 4096, 4096, 4096, 4096, 10), 8192, 8, "tf32"),
+    ((4096, 4096, 4096, 4096, 4096, 10), 8192, 8, "bfloat16"),
+]
 
 
 def main() -> int:
@@ -73,7 +81,7 @@ def main() -> int:
     backend = get_backend(device, arguments.backend, fallback=False)
     record: dict[str, Any] = {
         "environment": environment(),
-        "device": {"name": backend.device, "version": backend.version(), **_card(backend)},
+        "device": {"name": backend.device, "version": backend.version(), **card(backend)},
     }
     print(json.dumps(record["device"]))
     faults: list[str] = record.setdefault("faults", [])
@@ -90,7 +98,9 @@ def main() -> int:
     section("primitives", lambda: check_primitives(backend))
     section("products", lambda: check_products(backend))
     section("verify", lambda: compare(backend, arguments.steps))
+    section("captured", lambda: check_captured(backend))
     section("microseconds_per_step", lambda: time_steps(backend))
+    section("bench", lambda: time_contenders(backend))
     tests = record.get("tests", {})
     if not tests.get("passed") or tests["failed"] or tests["errors"]:
         faults.append(f"tests: {tests}")
@@ -107,12 +117,18 @@ def main() -> int:
         print(
             f"{'-'.join(map(str, WIDTHS))}, float32, batch {BATCH}, {name}: {value:.0f} us a step"
         )
+    for name, value in record.get("captured", {}).items():
+        print(f"captured steps, {name}: parameters differ from single ones' by {value:.1e}")
+    if record.get("bench"):
+        from bench.gpu_tasks import report
+
+        print(f"\n{report(record['bench'])}\n")
     print(*(f"FAULT  {fault}" for fault in faults), sep="\n")
     print("NOT all is well" if faults else "all is well")
     return 1 if faults else 0
 
 
-def _card(backend: Any) -> dict[str, Any]:
+def card(backend: Any) -> dict[str, Any]:
     """Name and memory of the GPU, where CUDA tells them."""
     memory = backend.memory()
     found: dict[str, Any] = {"memory_bytes": memory[1] if memory else None}
@@ -196,6 +212,42 @@ def compare(backend: Any, steps: int) -> dict[str, Any]:
     report = verify(group, steps=steps)
     print(f"\n{report}", flush=True)
     return report.to_dict()
+
+
+def check_captured(backend: Any) -> dict[str, float]:
+    """The largest difference of parameters after captured and after single steps, by precision."""
+    from bench.gpu_contenders import Task, Xpmlp, XpmlpEager
+    from xpmlp.testing import TOLERANCES
+
+    found = {}
+    for precision in backend.precisions:
+        task = Task((30, 40, 20, 5), 32, 80, precision, device=backend.device)
+        runs = [contender(task) for contender in (Xpmlp, XpmlpEager)]
+        for run in runs:
+            run.run()
+        one, other = (run.backend.to_host(run.step.network.parameters) for run in runs)
+        found[precision] = float(abs(one - other).max())
+    # On CUDA the bits are the same; where a captured sum has an order of its own, it is rounding.
+    most = 0.0 if backend.name == "cupy" else 100 * TOLERANCES["float32"]
+    if not max(found.values()) <= most:
+        raise ValueError(f"captured steps differ from single ones: {found}")
+    return found
+
+
+def time_contenders(backend: Any) -> list[dict[str, Any]]:
+    """Times of a step beside other libraries, of those that are installed and fit into memory."""
+    from bench.gpu_contenders import Task
+    from bench.gpu_tasks import CONTENDERS, measure
+
+    device, cases = backend.device.partition(":")[0], []
+    for widths, batch, steps, precision in TIMED:
+        task = Task(widths, batch, steps, precision, device=device)
+        memory = backend.memory()
+        # Each process holds the rows, six matrices for each layer's, and parameters with moments.
+        needed = 4 * len(CONTENDERS) * (6 * batch * sum(widths) + 8 * task.n_parameters)
+        if precision in backend.precisions and (memory is None or needed < memory[0]):
+            cases.append(measure(task, CONTENDERS, 3))
+    return cases
 
 
 def time_steps(backend: Any) -> dict[str, float]:

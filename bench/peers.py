@@ -129,20 +129,27 @@ class Jax(Contender):
 
 def _epoch(state: Any, X: Any, y: Any, order: Any, batch: int, epsilon: float) -> Any:
     """The state after an epoch, and the sum of the losses of its samples."""
+    batch = min(batch, len(order))
+    full = len(order) // batch * batch
+    state, losses = steps(state, X, y, order[:full].reshape(-1, batch), epsilon)
+    total = losses.sum() * batch
+    if full < len(order):
+        state, losses = steps(state, X, y, order[None, full:], epsilon)
+        total = total + losses[0] * (len(order) - full)
+    return state, total
+
+
+def steps(
+    state: Any, X: Any, y: Any, order: Any, epsilon: float, rate: float = LEARNING_RATE
+) -> Any:
+    """The state after a step on each line of row numbers, and the losses of the batches."""
     import jax
 
     def step(state: Any, rows: Any) -> Any:
         loss, gradient = jax.value_and_grad(_objective)(state[0], X[rows], y[rows])
-        return _adam(state, gradient, epsilon), loss * len(rows)
+        return _adam(state, gradient, epsilon, rate), loss
 
-    batch = min(batch, len(order))
-    full = len(order) // batch * batch
-    state, losses = jax.lax.scan(step, state, order[:full].reshape(-1, batch))
-    total = losses.sum()
-    if full < len(order):
-        state, last = step(state, order[full:])
-        total = total + last
-    return state, total
+    return jax.lax.scan(step, state, order)
 
 
 def _objective(parameters: Any, x: Any, y: Any) -> Any:
@@ -156,7 +163,7 @@ def _objective(parameters: Any, x: Any, y: Any) -> Any:
     return -jax.numpy.take_along_axis(logits, y[:, None], axis=1).mean()
 
 
-def _adam(state: Any, gradient: Any, epsilon: float) -> Any:
+def _adam(state: Any, gradient: Any, epsilon: float, rate: float) -> Any:
     """Parameters, moments and number of steps after one of Adam, as in the paper."""
     import jax
 
@@ -168,6 +175,6 @@ def _adam(state: Any, gradient: Any, epsilon: float) -> Any:
 
     def updated(theta: Any, m: Any, v: Any) -> Any:
         root = jax.numpy.sqrt(v / v_scale) + epsilon
-        return theta - LEARNING_RATE * (m / m_scale) / root
+        return theta - rate * (m / m_scale) / root
 
     return jax.tree.map(updated, theta, m, v), m, v, t

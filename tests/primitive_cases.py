@@ -89,7 +89,8 @@ def assert_same(got: Any, expected: Any, ulps: float = 0.0, scale: Any = 0.0) ->
 Run = Callable[[Backend, str], Any]
 CASES: dict[str, dict[str, Run]] = {}
 ULPS: dict[str, float] = {
-    "matmul": 64, "sum_columns": 4096, "sum_rows": 64, "total_squares": 512, "softmax_log_loss": 64
+    "matmul": 64, "sum_columns": 4096, "sum_rows": 64, "total": 4096, "total_squares": 512,
+    "softmax_log_loss": 64,
 }  # fmt: skip
 """Sums may be added up in another order; everything else is equal to the bit."""
 COMPILED: set[str] = set()
@@ -152,14 +153,17 @@ for shape in [(), (1,), (5,), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 7,), *SHAPES_
         if shape == () and layout == "strided":
             continue
 
-        @case("total_squares", f"{shape}; {layout}")
-        def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view) -> Any:
-            values = view(normal(shape, dtype)).reshape(shape)
-            total, narrow = np.empty((), "float64"), np.empty((), dtype)
-            backend.total_squares(values, total)
-            backend.total_squares(values, narrow)
-            assert backend.read(total) == float(total)
-            return total, narrow
+        for primitive in ("total", "total_squares"):
+
+            @case(primitive, f"{shape}; {layout}")
+            def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view,
+                    primitive: str = primitive) -> Any:  # fmt: skip
+                values = view(normal(shape, dtype)).reshape(shape)
+                total, narrow = np.empty((), "float64"), np.empty((), dtype)
+                getattr(backend, primitive)(values, total)
+                getattr(backend, primitive)(values, narrow)
+                assert backend.read(total) == float(total)
+                return total, narrow
 
         @case("total", f"{shape}; {layout}")
         def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view) -> Any:

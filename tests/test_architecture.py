@@ -67,7 +67,8 @@ def test_imports_run_in_the_order_that_the_design_lists():
 
 
 def test_adapters_import_only_the_adapter_interface():
-    allowed = {"xpmlp.backends", "xpmlp.typing", "xpmlp.rng", "xpmlp.errors", "xpmlp.tracing"}
+    modules = ("backends", "typing", "rng", "errors", "tracing", "tape")
+    allowed = {f"xpmlp.{module}" for module in modules}
     for path in (ROOT / "backends").glob("*/*.py"):
         used = {name for name in imports_of(path) if name.split(".")[0] == "xpmlp"}
         assert used <= allowed, path.name

@@ -388,7 +388,7 @@ def test_sparse_rows_are_not_captured(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "xpmlp"):
         short_run(X=sparse.csr_array(np.eye(40, 3)))
     assert steps == []
-    assert "to_host inside a step" in caplog.text
+    assert "load_rows inside a step" in caplog.text
 
 
 def test_a_callback_of_batches_sees_each(monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import gpu_check
+from bench.gpu_contenders import Products, Xpmlp
 from xpmlp import get_backend
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,8 @@ def run(monkeypatch, tmp_path, capsys):
         path = tmp_path / "check.json"
         monkeypatch.setattr(gpu_check, "run_tests", lambda *_: tests)
         monkeypatch.setattr(gpu_check, "STEPS", 60)
+        monkeypatch.setattr(gpu_check, "TIMED", [((5, 8, 3), 16, 10, "ieee")])
+        monkeypatch.setattr("bench.gpu_tasks.CONTENDERS", (Xpmlp, Products))
         monkeypatch.setattr("xpmlp_numpy.THRESHOLD", 10**9)
         monkeypatch.setattr(
             sys, "argv", ["gpu_check", "--out", str(path), "--steps", "2", *arguments]
@@ -45,6 +48,9 @@ def test_a_page_and_a_file(run):
     assert written["primitives"]["matmul"] < 1e-5
     assert written["products"]["ieee"] < 1e-5
     assert written["microseconds_per_step"]["numpy on cpu"] > 0
+    assert 0 <= written["captured"]["ieee"] < 1e-4
+    assert written["bench"][0]["contenders"]["products alone"]["microseconds_a_step"] > 0
+    assert "### 5-8-3, batch 16, ieee" in out
 
 
 def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
@@ -54,6 +60,7 @@ def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
     assert "FAULT  verify: ZeroDivisionError" in out
     assert any(fault.startswith("tests:") for fault in written["faults"])
     assert "microseconds_per_step" in written
+    assert "bench" in written
 
 
 def test_without_the_adapter_there_is_a_reason(run):
@@ -76,6 +83,7 @@ for name in ("scipy", "sklearn", "click", "safetensors", "matplotlib", "torch", 
              "array_api_strict", "pandas", "polars", "tqdm"):
     sys.modules[name] = None
 import pytest
+import bench.gpu_tasks
 from bench.gpu_check import TESTS
 sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "-k", "numpy",
                       *(f"tests/test_{test}.py" for test in TESTS)]))

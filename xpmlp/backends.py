@@ -30,6 +30,7 @@ from xpmlp.typing import (
     Backend,
     DTypePolicy,
     Host,
+    HostMatrix,
     Kernel,
     Namespace,
     Operand,
@@ -210,6 +211,9 @@ class ReferenceBackend(Backend):
 
     def copy(self, x: Array, out: Array) -> None:
         out[...] = self.xp.astype(x, out.dtype, copy=False)
+
+    def load_rows(self, x: HostMatrix, rows: Any, out: Array) -> None:
+        self.copy(self.from_host(x[rows]), out)
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
         out[...] = self.xp.matmul(a, b)

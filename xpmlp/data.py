@@ -6,6 +6,7 @@ by batch, so that a uint8 image set never grows into a float copy of itself.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
@@ -19,13 +20,42 @@ from xpmlp.losses import Loss
 from xpmlp.rng import stream
 from xpmlp.typing import Array, Backend
 
+_log = logging.getLogger("xpmlp")
+
 # Elements added up at a time, and looked at one by one, so that checking needs no memory of the
 # data's size.
 _SUM_ELEMENTS = 1 << 19
 _CHECK_ELEMENTS = 16384
+# What of a device's free memory X may take at most: the rest is for the model and its batches.
+_RESIDENT_SHARE = 0.75
 
 
-class SparseRows:
+class HostRows:
+    """A matrix that stays in host memory, whose rows are moved batch by batch.
+
+    Parameters
+    ----------
+    array : NumPy array of shape (n_samples, n_features)
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._rows = array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype = array.dtype
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The given rows as a NumPy array."""
+        return self._rows[rows]
+
+    def write(self, rows: Any, out: Any) -> None:
+        """Write the given rows to a NumPy array of the same dtype."""
+        if isinstance(rows, slice):
+            out[...] = self._rows[rows]
+        else:
+            host().take_rows(self._rows, rows, out)
+
+
+class SparseRows(HostRows):
     """A sparse matrix on the host, whose rows become dense batch by batch.
 
     Parameters
@@ -34,15 +64,18 @@ class SparseRows:
     """
 
     def __init__(self, matrix: Any) -> None:
-        self._csr = matrix.tocsr()
-        if not self._csr.has_canonical_format:  # entries at one place count as their sum
-            self._csr = self._csr.copy()
-            self._csr.sum_duplicates()
-        self.shape: tuple[int, ...] = self._csr.shape
+        csr = matrix.tocsr()
+        if not csr.has_canonical_format:  # entries at one place count as their sum
+            csr = csr.copy()
+            csr.sum_duplicates()
+        super().__init__(csr)
 
     def __getitem__(self, rows: Any) -> Any:
         """The given rows as a NumPy array."""
-        return self._csr[rows].toarray()
+        return self._rows[rows].toarray()
+
+    def write(self, rows: Any, out: Any) -> None:
+        out[...] = self[rows]
 
 
 def as_matrix(
@@ -50,7 +83,8 @@ def as_matrix(
 ) -> Any:
     """`value` as a checked array of shape ``(n_samples, n_columns)`` on the backend's device.
 
-    A sparse matrix becomes :class:`SparseRows`; :func:`copy_rows` and :func:`take_rows` read both.
+    A sparse matrix becomes :class:`SparseRows`, one that does not fit into the device's memory
+    beside a model :class:`HostRows`; :func:`copy_rows` and :func:`take_rows` read all.
 
     Raises
     ------
@@ -78,21 +112,39 @@ def as_matrix(
         )
     if sparse:
         rows = SparseRows(x)
-        _check_values(_real_array(rows._csr.data, name), name, dtype)
+        _check_values(_real_array(rows._rows.data, name), name, dtype)
         return rows
     _check_values(x, name, dtype)
+    if not backend.immediate and host().owns(x):
+        memory = backend.memory()
+        if memory is not None and x.nbytes > _RESIDENT_SHARE * memory[0]:
+            _log.info(
+                "%s stays in host memory: of %s's %s bytes %s are free, it has %s",
+                name, backend.device, *(f"{n:,}" for n in (memory[1], memory[0], x.nbytes)),
+            )  # fmt: skip
+            return HostRows(x)
     return to_backend(backend, x)
 
 
 def copy_rows(backend: Backend, x: Any, rows: slice, out: Array) -> None:
     """Write consecutive rows of a matrix from :func:`as_matrix` to `out`."""
-    backend.copy(backend.from_host(x[rows]) if isinstance(x, SparseRows) else x[rows, :], out)
+    if isinstance(x, HostRows):
+        backend.load_rows(x, rows, out)
+    else:
+        backend.copy(x[rows, :], out)
 
 
-def take_rows(backend: Backend, x: Any, indices: Array, out: Array) -> None:
-    """Write the rows `indices` of a matrix from :func:`as_matrix` to `out`."""
-    if isinstance(x, SparseRows):
-        backend.copy(backend.from_host(x[backend.to_host(indices)]), out)
+def take_rows(
+    backend: Backend, x: Any, indices: Array, out: Array, on_host: Any | None = None
+) -> None:
+    """Write the rows `indices` of a matrix from :func:`as_matrix` to `out`.
+
+    `on_host` are the same indices as a NumPy array, where they are known there: to ask the device
+    for them would be to wait for it.
+    """
+    if isinstance(x, HostRows):
+        rows = backend.to_host(indices) if on_host is None else on_host
+        backend.load_rows(x, rows, out)
     else:
         backend.take_rows(x, indices, out)
 
@@ -238,7 +290,7 @@ class Batches:
         self.n_samples = n_samples
         self.n_rows = n_rows
         self._order = order
-        self._drawn: tuple[int, Array] | None = None
+        self._drawn: tuple[int, Any, Array] | None = None
 
     def __len__(self) -> int:
         return (self.n_samples + self.n_rows - 1) // self.n_rows
@@ -247,7 +299,13 @@ class Batches:
         """The row numbers of an epoch, batch after batch."""
         if self._drawn is None or (self._order and self._drawn[0] != epoch):
             rows = self._order(epoch) if self._order else host().xp.arange(self.n_samples)
-            self._drawn = epoch, self.backend.from_host(rows)
+            self._drawn = epoch, rows, self.backend.from_host(rows)
+        return self._drawn[2]
+
+    def on_host(self, epoch: int) -> Any:
+        """The same as a NumPy array."""
+        self.order(epoch)
+        assert self._drawn is not None
         return self._drawn[1]
 
     def epoch(self, epoch: int) -> Iterator[Array]:

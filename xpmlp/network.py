@@ -11,7 +11,7 @@ from typing import Any
 from xpmlp.activations import Activation
 from xpmlp.backends import DTypePolicy, dtype_name, get_backend, offered, reopen
 from xpmlp.data import (
-    SparseRows,
+    HostRows,
     as_matrix,
     as_target,
     as_vector,
@@ -262,7 +262,7 @@ class Network:
             for part in blocks(n, rows):
                 if part.stop - part.start < rows:
                     program = Program(self, arena.narrowed(part.stop - part.start))
-                if isinstance(x, SparseRows) or dtype_name(x) != self.policy.compute:
+                if isinstance(x, HostRows) or dtype_name(x) != self.policy.compute:
                     copy_rows(backend, x, part, program.x)
                 else:
                     program.read(x[part, :])

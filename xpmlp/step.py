@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -13,7 +13,7 @@ from typing import Any
 
 from xpmlp import rules
 from xpmlp.backends import host, sum_of
-from xpmlp.data import SparseRows, as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
+from xpmlp.data import HostRows, as_matrix, as_target, as_weight, blocks, copy_rows, take_rows
 from xpmlp.layers import DenseStage
 from xpmlp.losses import Loss
 from xpmlp.network import Network
@@ -22,8 +22,10 @@ from xpmlp.program import Objective, Objectives
 from xpmlp.typing import Array, Replay
 
 _log = logging.getLogger("xpmlp")
-# Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted.
+# Operations of the steps of one replay, about a tenth of a second: it cannot be interrupted. A
+# device that computes beside the host does so many in that time.
 _CHUNK_WORK = 1e10
+_CHUNK_WORK_OF_DEVICE = 1e12
 # Rows evaluated at a time on validation data.
 _EVALUATE_ROWS = 1024
 
@@ -73,20 +75,24 @@ class Dataset:
         parts = [self.x, self.y] + ([] if self.weight is None else [self.weight])
         for part in parts:
             for block in blocks(self.n_samples, _EVALUATE_ROWS):
-                sparse = isinstance(part, SparseRows)
-                some = part[block] if sparse else backend.to_host(part[block, ...])
+                on_host = isinstance(part, HostRows)
+                some = part[block] if on_host else backend.to_host(part[block, ...])
                 digest.update(some.tobytes())
             digest.update(f"{tuple(part.shape)} {some.dtype}".encode())
         return digest.hexdigest()[:16]
 
-    def stage(self, rows: Array | slice, objective: Objective) -> None:
-        """Gather a batch into the buffers of `objective`."""
-        backend = objective.backend
-        move: Callable[..., None] = copy_rows if isinstance(rows, slice) else take_rows
-        move(backend, self.x, rows, objective.x)
-        move(backend, self.y, rows, objective.y)
+    def stage(self, rows: Array | slice, objective: Objective, on_host: Any = None) -> None:
+        """Gather a batch into the buffers of `objective`; `on_host` as in :func:`take_rows`."""
+        backend, pairs = objective.backend, [(self.y, objective.y)]
         if self.weight is not None and objective.weight is not None:
-            move(backend, self.weight, rows, objective.weight)
+            pairs.append((self.weight, objective.weight))
+        if isinstance(rows, slice):
+            for part, out in [(self.x, objective.x), *pairs]:
+                copy_rows(backend, part, rows, out)
+        else:
+            take_rows(backend, self.x, rows, objective.x, on_host)
+            for part, out in pairs:
+                take_rows(backend, part, rows, out)
 
     def sweep(self, objectives: Objectives, n_rows: int) -> Iterator[Objective]:
         """Stage all samples, block by block; gives the objective that holds each."""
@@ -176,11 +182,17 @@ class TrainingStep:
             backend=backend,
         )
         self._captured: dict[int, _Captured | None] = {}
+        # The row numbers of the epoch, batch after batch, where X is on the host.
+        self.order_on_host: Any = None
 
     def forward(self, indices: Array, epoch: int, batch: int) -> Array:
         """The objective of a batch, a 0-d array on the device."""
         self.objective = self.objectives[indices.shape[0]]
-        self.data.stage(indices, self.objective)
+        on_host = None
+        if self.order_on_host is not None:
+            start = batch * self.n_rows
+            on_host = self.order_on_host[start : start + indices.shape[0]]
+        self.data.stage(indices, self.objective, on_host)
         return self.objective.forward(epoch, batch)
 
     def overflowed(self) -> str | None:
@@ -265,7 +277,10 @@ class TrainingStep:
             return None
         # That of a full batch: either all batches of a run are captured, or none.
         work = 6.0 * self.n_rows * self.network.n_weights
-        n = max(1, min(FLUSH_EVERY, int(_CHUNK_WORK / work), self.data.n_samples // n_rows))
+        most = _CHUNK_WORK if backend.immediate else _CHUNK_WORK_OF_DEVICE
+        n = max(1, min(FLUSH_EVERY, int(most / work), self.data.n_samples // n_rows))
+        if n_rows < self.n_rows:  # the last batch of an epoch
+            n = 1
         n_numbers = self.optimizer.n_numbers
         rows = backend.zeros((n * n_rows,), "int64")
         numbers = backend.empty((n, n_numbers), policy.parameter)

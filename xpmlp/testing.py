@@ -18,6 +18,7 @@ from typing import Any
 from xpmlp import rules
 from xpmlp.activations import Activation
 from xpmlp.backends import ReferenceBackend, available_backends, backend_class, get_backend, host
+from xpmlp.data import HostRows
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.losses import LogLoss, Loss
 from xpmlp.network import Network
@@ -368,6 +369,21 @@ def _check_take_rows(backend: Backend, dtype: str) -> float:
         out = _out(backend, (4, 3), dtype)
         backend.take_rows(backend.from_host(x), backend.from_host(rows), out)
         worst = max(worst, _check(backend, f"take_rows from {kind}", out, x[rows], dtype))
+    return worst
+
+
+@_primitive
+def _check_load_rows(backend: Backend, dtype: str) -> float:
+    worst = 0.0
+    for kind in ("uint8", "float32", "float64"):
+        x = (_normal((9, 3), "float64") * 9.0 + 30.0).astype(kind)
+        # One after the other, as batches are: an adapter may move some at once.
+        chosen = [slice(0, 4), slice(5, 9), host().xp.asarray([4, 0, 4, 2]), slice(8, 9)]
+        outs = [_out(backend, x[rows].shape, dtype) for rows in chosen]
+        for rows, out in zip(chosen, outs, strict=True):
+            backend.load_rows(HostRows(x), rows, out)
+        for rows, out in zip(chosen, outs, strict=True):
+            worst = max(worst, _check(backend, f"load_rows from {kind}", out, x[rows], dtype))
     return worst
 
 

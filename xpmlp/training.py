@@ -15,7 +15,7 @@ from typing import Any
 
 from xpmlp.callbacks import Callback, ProgressBar
 from xpmlp.checkpoint import Saved, check_same_run, read_checkpoint
-from xpmlp.data import Batches, batch_rows, shuffled
+from xpmlp.data import Batches, HostRows, batch_rows, shuffled
 from xpmlp.errors import (
     ModelFileError,
     NonFiniteLossError,
@@ -340,6 +340,8 @@ class Run:
     def _train_epoch(self, callbacks: list[Callback]) -> None:
         step, most = self._step, self._batches.n_rows
         order = self._batches.order(self.epoch)
+        if isinstance(self._data.x, HostRows):
+            step.order_on_host = self._batches.on_host(self.epoch)
         singly = self._watched
         while self.done < self.n_batches and not self.history.stopped:
             self.batch = self.done

@@ -77,6 +77,19 @@ Rule: TypeAlias = Callable[..., Any]
 """``rule(xp, *operands)``: a pure function of values; see :mod:`xpmlp.rules`."""
 
 
+class HostMatrix(Protocol):
+    """A matrix in host memory, dense or sparse."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Rows as a NumPy array."""
+
+    def write(self, rows: Any, out: Any) -> None:
+        """Write rows to a NumPy array of the same dtype."""
+
+
 class Kernel(Protocol):
     """A rule made runnable by an adapter: writes its results into `outs`."""
 
@@ -180,6 +193,13 @@ class Backend(Protocol):
 
     def copy(self, x: Array, out: Array) -> None:
         """``out[...] = x``, cast to the dtype of `out`."""
+
+    def load_rows(self, x: HostMatrix, rows: Any, out: Array) -> None:
+        """Write rows of a matrix in host memory to `out`, cast to its dtype.
+
+        `rows` is a slice or a NumPy array of row numbers. The call may return before they are
+        there; what is computed after it finds them.
+        """
 
     # Computation.
     def matmul(self, a: Array, b: Array, out: Array) -> None:

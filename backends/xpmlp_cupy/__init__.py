@@ -7,14 +7,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from math import prod
-from typing import Any
+from typing import Any, cast
 
-from xpmlp.backends import Array, Kernel, ReferenceBackend, Rule, functions_of, host
+from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of, host
 from xpmlp.errors import out_of_device_memory
 from xpmlp.rng import Stream
-from xpmlp.typing import RuleFunctions
+from xpmlp.tape import StepRecorder, StepTape
+from xpmlp.typing import HostMatrix, Replay, RuleFunctions
+from xpmlp_cupy import lt
 from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
-from xpmlp_cupy.products import RoundedProduct
+from xpmlp_cupy.loading import RowLoader
+from xpmlp_cupy.products import Products
+from xpmlp_cupy.reductions import Reductions
+from xpmlp_cupy.scratch import Scratch
+
+# A run of so many steps is captured. Whether it is or not, the results are the same; a shorter one
+# would not win back the time that compiling and capturing take.
+STEPS_TO_CAPTURE = 200
 
 
 class CupyBackend(ReferenceBackend):
@@ -35,7 +44,8 @@ class CupyBackend(ReferenceBackend):
         self.cupy: Any = cupy
         self.index = int(device.partition(":")[2])
         super().__init__(array_api_compat.cupy, device, cupy.cuda.Device(self.index))
-        if int(self.xp_device.compute_capability) >= 80:  # Ampere
+        ampere = int(self.xp_device.compute_capability) >= 80
+        if ampere and lt.installed(cupy) is not None:
             self.precisions = ("ieee", "tf32", "bfloat16")
 
     @cached_property
@@ -126,8 +136,11 @@ class CupyBackend(ReferenceBackend):
     def copy(self, x: Array, out: Array) -> None:
         self.cupy.copyto(out, x, casting="unsafe")
 
+    def load_rows(self, x: HostMatrix, rows: Any, out: Array) -> None:
+        self._load_rows(x, rows, out)
+
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        if self.precision == "ieee" or not self._rounded_product(self.precision, a, b, out):
+        if not self._products(self.precision, a, b, out, self._scratch):
             self.cupy.matmul(a, b, out=out)
 
     def elementwise(self, rule: Rule) -> Kernel:
@@ -136,13 +149,24 @@ class CupyBackend(ReferenceBackend):
         return self._rules[rule]
 
     def sum_columns(self, x: Array, out: Array) -> None:
-        self.cupy.sum(x, axis=-2, out=out)
+        if not self._reductions.sum_columns(x, out, self._scratch):
+            self.cupy.sum(x, axis=-2, out=out)
 
     def sum_rows(self, x: Array, out: Array) -> None:
-        self.cupy.sum(x, axis=-1, keepdims=True, out=out)
+        if not self._reductions.sum_rows(x, out):
+            self.cupy.sum(x, axis=-1, keepdims=True, out=out)
 
     def max_rows(self, x: Array, out: Array) -> None:
-        self.cupy.max(x, axis=-1, keepdims=True, out=out)
+        if not self._reductions.max_rows(x, out):
+            self.cupy.max(x, axis=-1, keepdims=True, out=out)
+
+    def total(self, x: Array, out: Array) -> None:
+        if not self._reductions.total(x, out, self._scratch):
+            super().total(x, out)
+
+    def total_squares(self, x: Array, out: Array) -> None:
+        if not self._reductions.total(x, out, self._scratch, squared=True):
+            super().total_squares(x, out)
 
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         self._take_rows(x, indices, out)
@@ -163,9 +187,39 @@ class CupyBackend(ReferenceBackend):
         else:
             super().softmax_log_loss(logits, y, elements, d, columns)
 
+    # --- Many steps at once -------------------------------------------------------------------
+
+    def recordable(self) -> Backend:
+        # What an adapter derived from this one overrides would not be captured.
+        return cast(Backend, Recorder(self)) if type(self) is CupyBackend else self
+
+    # --- What it computes with ----------------------------------------------------------------
+
     @cached_property
-    def _rounded_product(self) -> RoundedProduct:
-        return RoundedProduct(self.cupy, self.empty)
+    def _scratch(self) -> Scratch:
+        return Scratch(self.zeros, lambda: self.cupy.cuda.get_current_stream().ptr)
+
+    @cached_property
+    def _load_rows(self) -> RowLoader:
+        return RowLoader(self.cupy, self._pinned, self.empty, self.copy)
+
+    def _pinned(self, shape: tuple[int, ...], dtype: str) -> Any:
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
+
+    @cached_property
+    def _products(self) -> Products:
+        return Products(self.cupy)
+
+    @cached_property
+    def _reductions(self) -> Reductions:
+        return Reductions(self.cupy)
+
+    @cached_property
+    def fused(self) -> dict[str, Any]:
+        """Kernels of merged rules by their source."""
+        return {}
 
     @cached_property
     def _rules(self) -> dict[Rule, Kernel]:
@@ -182,6 +236,22 @@ class CupyBackend(ReferenceBackend):
     @cached_property
     def _softmax_log_loss(self) -> SoftmaxLogLoss:
         return SoftmaxLogLoss(self.cupy)
+
+
+class Recorder(StepRecorder):
+    """Stands in for the adapter in a step, which so can be written down."""
+
+    def capture(
+        self, step: Callable[[int], None], n: int, n_steps: int, work: float
+    ) -> Replay | None:
+        if n_steps < STEPS_TO_CAPTURE:
+            return None
+        from xpmlp_cupy.capture import capture
+
+        def tape() -> StepTape:
+            return StepTape(self._backend, ("softmax_log_loss",))
+
+        return capture(self._backend, lambda: self.record(step, n, tape), n)
 
 
 @cache

@@ -17,10 +17,9 @@ from typing import Any
 
 from xpmlp.rng import Stream
 from xpmlp.typing import Array, Kernel, Operand, Rule
-from xpmlp_cupy.tracing import body
+from xpmlp_cupy.tracing import CTYPES, arithmetic, body
 
 OPTIONS = ("-fmad=false",)
-CTYPES = {"float32": "float", "float64": "double"}
 
 
 class RuleKernel:
@@ -56,13 +55,8 @@ class RuleKernel:
             kernel(*operands, *outs)
 
     def _make(self, outs: tuple[Any, ...], operands: tuple[tuple[Any, bool] | None, ...]) -> Any:
-        """The kernel, or None.
-
-        It computes in the widest float dtype among its operands, as NumPy would; integers and
-        Python's numbers are converted to that.
-        """
-        given = [str(operand[0]) for operand in operands if operand]
-        dtype = max([name for name in given if name in CTYPES], default=str(outs[0]))
+        """The kernel, or None."""
+        dtype = arithmetic([str(operand[0]) for operand in operands if operand], str(outs[0]))
         try:
             declared, loads = [], []
             for place, operand in enumerate(operands):
@@ -105,35 +99,60 @@ __device__ inline void xpmlp_philox(unsigned long long k0, unsigned long long k1
 """
 
 
+_FILL_UNIFORM = """
+unsigned long long words[4] = {{c0 + i, c1, {c2}, {c3}}};
+bool carry = words[0] < c0;
+for (int j = 1; carry && j < 4; ++j) carry = ++words[j] == 0;
+xpmlp_philox(k0, k1, words);
+for (int j = 0; j < 8 && 8 * i + j < out.size(); ++j) {{
+  // The lower half of a word comes first; 24 bits of it, times 2^-24.
+  const unsigned int half = words[j / 2] >> 32 * (j % 2);
+  out[8 * i + j] = (half >> 8) * 5.9604644775390625e-08f;
+}}
+"""
+
+
 class FillUniform:
     """NumPy's float32 uniforms at an address; a thread makes one block of words, eight numbers."""
 
     def __init__(self, cupy: Any) -> None:
         self._words = cupy.uint64
-        self._kernel = cupy.ElementwiseKernel(
-            "uint64 k0, uint64 k1, uint64 c0, uint64 c1, uint64 c2, uint64 c3",
-            "raw float32 out",
-            """
-            unsigned long long words[4] = {c0 + i, c1, c2, c3};
-            bool carry = words[0] < c0;
-            for (int j = 1; carry && j < 4; ++j) carry = ++words[j] == 0;
-            xpmlp_philox(k0, k1, words);
-            for (int j = 0; j < 8 && 8 * i + j < out.size(); ++j) {
-              // The lower half of a word comes first; 24 bits of it, times 2^-24.
-              const unsigned int half = words[j / 2] >> 32 * (j % 2);
-              out[8 * i + j] = (half >> 8) * 5.9604644775390625e-08f;
-            }
-            """,
-            "xpmlp_fill_uniform",
-            preamble=PHILOX,
-            no_return=True,
-            options=OPTIONS,
+        address = "uint64 k0, uint64 k1, uint64 c0, uint64 c1, uint64 c2, uint64 c3"
+        self._kernel, self._moving = (
+            cupy.ElementwiseKernel(
+                parameters,
+                "raw float32 out",
+                _FILL_UNIFORM.format(c2=c2, c3=c3),
+                name,
+                preamble=PHILOX,
+                no_return=True,
+                options=OPTIONS,
+            )
+            for name, parameters, c2, c3 in (
+                ("xpmlp_fill_uniform", address, "c2", "c3"),
+                (
+                    "xpmlp_fill_uniform_of_step",
+                    f"{address}, raw int64 context",
+                    "c2 + context[1] + context[2]",
+                    "c3 + context[0]",
+                ),
+            )
         )
 
-    def __call__(self, out: Array, stream: Stream) -> None:
+    def __call__(self, out: Array, stream: Stream, context: Array | None = None) -> None:
+        """Fill `out`; in a captured step at the epoch and batch in `context`, on the device.
+
+        That holds an epoch, the number of the first step's batch and the step, which are added to
+        those of `stream`.
+        """
         # NumPy counts up before it makes a block.
         numbers = [*_words(stream.key, 2), *_words(stream.counter + 1, 4)]
-        self._kernel(*map(self._words, numbers), out, size=-(-out.size // 8))
+        words = map(self._words, numbers)
+        size = -(-out.size // 8)
+        if context is None:
+            self._kernel(*words, out, size=size)
+        else:
+            self._moving(*words, context, out, size=size)
 
 
 def _words(number: int, count: int) -> list[int]:

@@ -1,109 +1,139 @@
-"""Matrix products of float32 operands rounded to fewer bits, with sums in float32.
+"""Matrix products of arrays: which of them cublasLt computes, and how.
 
-CuPy's own switch for TF32 is one for the whole process, whatever its threads compute, and it has
-no product of bfloat16. So cuBLAS is called directly, which takes the precision with each product.
+Operands of float32 may be rounded to fewer bits, with sums in float32. CuPy's own switch for TF32
+is one for the whole process, whatever its threads compute, and it has no product of bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import addressof, c_float
-from threading import local
+from functools import cached_property
 from typing import Any
 
-from xpmlp.typing import Array
+from xpmlp_cupy import lt
 from xpmlp_cupy.kernels import RoundToBfloat16
-
-_ONE, _ZERO = c_float(1.0), c_float(0.0)
-_CUDA_R_32F, _CUDA_R_16BF = 0, 14  # of cudaDataType_t, in library_types.h
+from xpmlp_cupy.scratch import Scratch
 
 
-class RoundedProduct:
-    """``out[...] = a @ b`` of rounded operands.
+class Products:
+    """``out[...] = a @ b`` by cublasLt.
+
+    In IEEE arithmetic the algorithm is the one that cublasLt holds for the best, so that the same
+    run has the same bits in every process. Where operands are rounded anyway, the candidates are
+    timed when a product of its kind is first computed: the choice, and with it the order of sums,
+    is kept as long as the process lives.
 
     Parameters
     ----------
     cupy : module
-    empty : callable
-        The adapter's own, for scratch.
     """
 
-    def __init__(self, cupy: Any, empty: Callable[[tuple[int, ...], str], Array]) -> None:
+    def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._empty = empty
         self._round = RoundToBfloat16(cupy)
-        self._scratch = _Scratch()
+        self._plans: dict[lt.Product, lt.Plan | None] = {}
 
-    def __call__(self, precision: str, a: Any, b: Any, out: Any) -> bool:
-        """Compute the product, if its operands are rounded in this precision.
+    @cached_property
+    def _library(self) -> Any:
+        return lt.installed(self._cupy)
+
+    @cached_property
+    def _handle(self) -> Any:
+        return lt.create_handle(self._library)
+
+    def __call__(self, precision: str, a: Any, b: Any, out: Any, scratch: Scratch) -> bool:
+        """Compute the product, if cublasLt does it.
 
         Parameters
         ----------
-        precision : {"tf32", "bfloat16"}
-            To 11 significant bits, by cuBLAS as it reads the operands; or to 8, before.
+        precision : {"ieee", "tf32", "bfloat16"}
+            What operands of float32 are rounded to: not at all; to 11 significant bits, by the
+            device as it reads them; or to 8, before.
         a, b, out : array of shape (..., n, k), (..., k, m), (..., n, m)
-            For TF32 the elements of the rows or of the columns of `a` and `b` have to be
+            Without bfloat16 the elements of the rows or of the columns of `a` and `b` have to be
             neighbours, as in transposed views and in rows of wider arrays.
+        scratch : Scratch
 
         Returns
         -------
         bool
-            False if the product is still to be computed, in IEEE arithmetic: not all are float32,
-            one is empty, or TF32 cannot take the layout.
+            False if the product is still to be computed: dtypes differ or are others than float32
+            and float64, an operand is empty or its layout another, it is a stack in IEEE
+            arithmetic, or cublasLt has no algorithm.
         """
-        if not all(x.ndim > 1 and x.dtype == "float32" and x.size for x in (a, b, out)):
+        dtype = str(out.dtype)
+        if self._library is None or dtype not in ("float32", "float64"):
             return False
+        if not all(x.ndim > 1 and x.dtype == out.dtype and x.size for x in (a, b, out)):
+            return False
+        rounded = dtype == "float32" and precision != "ieee"
         if out.ndim > 2:
+            if not rounded:
+                return False
             stacks = (self._cupy.broadcast_to(x, out.shape[:-2] + x.shape[-2:]) for x in (a, b))
-            return all(self(precision, *parts) for parts in zip(*stacks, out, strict=True))
-        cublas = self._cupy.cuda.cublas
-        kind, compute = _CUDA_R_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32
-        if precision == "bfloat16":
-            kind, compute = _CUDA_R_16BF, cublas.CUBLAS_COMPUTE_32F
-            a, b = self._rounded(a, "a"), self._rounded(b, "b")
-        left, right = _layout(cublas, a), _layout(cublas, b)
-        if left is None or right is None or not out.flags.c_contiguous:
+            parts = zip(*stacks, out, strict=True)
+            return all(self(precision, x, y, z, scratch) for x, y, z in parts)
+        if rounded and precision == "bfloat16":
+            a, b = self._rounded(a, "a", scratch), self._rounded(b, "b", scratch)
+        layouts = _layout(a), _layout(b)
+        if None in layouts or not out.flags.c_contiguous:
             return False
+        kind = precision if rounded else dtype
         (n, k), m = a.shape, b.shape[1]
-        # cuBLAS stores columns one after the other, so what it sees are transposes: out' = b' a'.
-        cublas.gemmEx(
-            self._cupy.cuda.device.get_cublas_handle(), right[0], left[0], m, n, k,
-            addressof(_ONE), b.data.ptr, kind, right[1], a.data.ptr, kind, left[1],
-            addressof(_ZERO), out.data.ptr, _CUDA_R_32F, m,
-            compute, cublas.CUBLAS_GEMM_DEFAULT,
-        )  # fmt: skip
-        return True
+        alignments = lt.aligned(a.data.ptr), lt.aligned(b.data.ptr), lt.aligned(out.data.ptr)
+        product = lt.Product(kind, n, k, m, *layouts, alignments)
 
-    def _rounded(self, x: Any, operand: str) -> Any:
-        """The matrix `x` in bfloat16, in scratch: its rows, or its columns, one after the other.
+        def run(plan: lt.Plan) -> None:
+            workspace = scratch("workspace", plan.workspace, "uint8") if plan.workspace else None
+            place = workspace.data.ptr if workspace is not None else 0
+            stream = self._cupy.cuda.get_current_stream().ptr
+            plan.run(a.data.ptr, b.data.ptr, out.data.ptr, place, stream)
 
-        Scratch has the size of the next power of two, stays where it is and is never given back:
-        a step allocates nothing after the first, and arrays of many sizes take less than four
-        times the largest. Threads and streams have their own, since nothing orders what they do.
-        """
+        if product not in self._plans:
+            self._plans[product] = self._plan(product, run if rounded else None)
+        plan = self._plans[product]
+        if plan is not None:
+            run(plan)
+        return plan is not None
+
+    def _plan(self, product: lt.Product, run: Callable[[lt.Plan], None] | None) -> lt.Plan | None:
+        """How to compute a kind of product, the fastest way of `run`; None if there is none."""
+        plan = lt.Plan(self._library, self._handle, product)
+        if not plan.candidates:
+            return None
+        if run is not None and len(plan.candidates) > 1:
+            try:
+                plan.choose(lambda: run(plan), self._milliseconds)
+            except lt.LtError:
+                return None
+        return plan
+
+    def _milliseconds(self, run: Callable[[], None]) -> float:
+        """The time that the device takes for what `run` gives it."""
+        cuda = self._cupy.cuda
+        start, stop = cuda.Event(), cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return float(cuda.get_elapsed_time(start, stop))
+
+    def _rounded(self, x: Any, operand: str, scratch: Scratch) -> Any:
+        """The matrix `x` in bfloat16, in scratch: its rows, or its columns, one after the other."""
         turned = x.strides[0] < x.strides[1]  # so that neighbours in memory are read together
         x = x.T if turned else x
-        size = 1 << (x.size - 1).bit_length()
-        key = operand, size, self._cupy.cuda.get_current_stream().ptr
-        if key not in self._scratch.arrays:
-            self._scratch.arrays[key] = self._empty((size,), "uint16")
-        rounded = self._scratch.arrays[key][: x.size].reshape(x.shape)
+        rounded = scratch(operand, x.size, "uint16").reshape(x.shape)
         self._round(x, rounded)
         return rounded.T if turned else rounded
 
 
-class _Scratch(local):
-    def __init__(self) -> None:
-        self.arrays: dict[tuple[str, int, int], Any] = {}
-
-
-def _layout(cublas: Any, x: Any) -> tuple[int, int] | None:
-    """How cuBLAS reads the transpose of `x`: an operation, and the distance of its columns."""
+def _layout(x: Any) -> Any:
+    """Whether the columns of `x` are the neighbours, and how far apart they or the rows are."""
     rows, columns = x.shape
     down, along = (stride // x.itemsize for stride in x.strides)
     # An axis of one element has any stride.
     if (along == 1 or columns == 1) and (down >= columns or rows == 1):
-        return cublas.CUBLAS_OP_N, max(down, columns)
+        return False, max(down, columns)
     if (down == 1 or rows == 1) and along >= rows:
-        return cublas.CUBLAS_OP_T, along
+        return True, along
     return None

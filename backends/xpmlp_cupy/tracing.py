@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from xpmlp.tracing import COMPARISONS, Argument, Value, trace
 from xpmlp.typing import Rule
 
+CTYPES = {"float32": "float", "float64": "double"}
+
 # What is not an operator, or a function of the same name, overloaded for both types in CUDA as in
 # C++. Its fmax and fmin drop a NaN; NumPy's pass it on, and take the second of two equals.
 _TEXTS = {
@@ -27,6 +29,15 @@ _TEXTS = {
     "{0} == {T}(0.0) ? {T}(0.0) : {0}",
     "where": "{0} ? {1} : {2}",
 }
+
+
+def arithmetic(operands: Sequence[str], out: str) -> str:
+    """The dtype that a rule computes in: the widest float among those of its operands, as in NumPy.
+
+    Integers and Python's numbers are converted to that; `out` is the dtype of the first result,
+    where no operand is an array of floats.
+    """
+    return max([name for name in operands if name in CTYPES], default=out)
 
 
 def body(rule: Rule, operands: Sequence[str], outs: Sequence[str], ctype: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from xpmlp.backends import Array, Backend, Kernel, ReferenceBackend, Rule, functions_of
 from xpmlp.rng import Stream
+from xpmlp.tape import StepRecorder
 from xpmlp.tracing import FUNCTIONS
 from xpmlp.typing import Operand, Replay, RuleFunctions
 from xpmlp_numpy.ufuncs import Kinds, Program, kinds_of
@@ -139,20 +140,8 @@ class NumpyBackend(ReferenceBackend):
         return np.random.Generator(bits)
 
 
-class Recorder:
-    """Stands in for the adapter in a step, which so can be written down.
-
-    Each step has one of its own, and nothing else is written down with it.
-    """
-
-    def __init__(self, backend: NumpyBackend) -> None:
-        self._backend = self._target = backend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def __reduce__(self) -> Any:
-        return self._backend.__reduce__()
+class Recorder(StepRecorder):
+    """Stands in for the adapter in a step, which so can be written down."""
 
     def capture(
         self, step: Callable[[int], None], n: int, n_steps: int, work: float
@@ -162,15 +151,7 @@ class Recorder:
             return None
         from xpmlp_numpy.capture import Tape, capture
 
-        def record(i: int) -> Tape:
-            self._target = tape = Tape()
-            try:
-                step(i)
-            finally:
-                self._target = self._backend
-            return tape
-
-        return capture(record, n, work)
+        return capture(lambda: self.record(step, n, Tape), work)
 
 
 class _Functions:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier, Lock
@@ -20,9 +20,9 @@ import numba
 import numpy as np
 from numba import types
 
-from xpmlp.backends import Kernel, Rule
+from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_numpy import NumpyBackend, kernels, native
-from xpmlp_numpy.lowering import Call, CannotCapture, Lowering, Use
+from xpmlp_numpy.lowering import Call, Lowering, Use
 from xpmlp_numpy.native import atomic_add, atomic_load, call, call_yield, relax
 
 _log = logging.getLogger("xpmlp")
@@ -36,50 +36,11 @@ _ADDRESSES = 64
 # --- Recording --------------------------------------------------------------------------------
 
 
-class Tape(NumpyBackend):
-    """An adapter that writes primitives down and runs none."""
+class Tape(StepTape):
+    """A tape for NumPy's adapter."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def elementwise(self, rule: Rule) -> Kernel:
-        def kernel(outs: Sequence[Any], *operands: Any) -> None:
-            self.calls.append(("elementwise", (rule, len(outs), *outs, *operands)))
-
-        return kernel
-
-    def finite(self, x: Any) -> bool:
-        self.calls.append(("finite", (x,)))
-        return True
-
-    def _write_down(name: str) -> Any:  # type: ignore[misc]
-        def primitive(self: Tape, *arguments: Any) -> None:
-            self.calls.append((name, arguments))
-
-        return primitive
-
-    copy = _write_down("copy")
-    matmul = _write_down("matmul")
-    sum_columns = _write_down("sum_columns")
-    sum_rows = _write_down("sum_rows")
-    max_rows = _write_down("max_rows")
-    total = _write_down("total")
-    total_squares = _write_down("total_squares")
-    take_rows = _write_down("take_rows")
-    fill_uniform = _write_down("fill_uniform")
-
-    def _refuse(name: str) -> Any:  # type: ignore[misc]
-        def method(self: Tape, *arguments: Any) -> Any:
-            raise CannotCapture(f"{name} inside a step")
-
-        return method
-
-    empty = _refuse("empty")
-    zeros = _refuse("zeros")
-    from_host = _refuse("from_host")
-    to_host = _refuse("to_host")
-    read = _refuse("read")
+        super().__init__(NumpyBackend())
 
 
 def _barriers(calls: list[Call]) -> list[bool]:
@@ -219,10 +180,10 @@ def threads_for(work: float) -> int:
     return max(1, min(most, int(work / _WORK_OF_A_THREAD)))
 
 
-def capture(record: Callable[[int], Tape], n: int, work: float) -> Captured | None:
+def capture(record: Callable[[], list[Tape]], work: float) -> Captured | None:
     """Steps as one call, or None with a line in the log that says why not."""
     try:
-        return Captured([record(i) for i in range(min(n, 2))], threads_for(work))
+        return Captured(record(), threads_for(work))
     except CannotCapture as reason:
         _log.info("steps are run one primitive at a time: %s", reason)
         return None

@@ -10,6 +10,7 @@ import numpy as np
 
 from xpmlp.backends import Rule
 from xpmlp.rng import Stream
+from xpmlp.tape import CannotCapture
 from xpmlp_numpy import kernels, native
 
 # A thread's share is at least so many rows or columns, if it can be.
@@ -17,10 +18,6 @@ _LEAST = 16
 # Elements of a sum that one thread adds up.
 _PART = 16384
 _MASK = (1 << 64) - 1
-
-
-class CannotCapture(Exception):
-    """Why a step can only be run primitive by primitive."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ static inline unsigned int __float_as_uint(float x) {
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+#define __shared__ static
+static inline void __threadfence() {}
+static inline int atomicAdd(int* place, int value) {
+  const int before = *place;
+  *place += value;
+  return before;
+}
 static inline int __popc(unsigned int x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 
@@ -113,6 +120,8 @@ static void run_block() {
   }
 }
 }  // namespace fibers
+
+static void __syncthreads() { fibers::take_turns(); }
 
 template <class T>
 static T __shfl_xor_sync(unsigned int, T value, int mask) {

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cupy
@@ -18,6 +19,7 @@ import numpy as np
 from cupy._core import _carray, _kernel, _scalar
 
 from cuda_shim import shared_library
+from cuda_shim.streams import Cuda
 
 # Kinds of an argument, from cupy/_core/_kernel.pxd.
 _ARRAY, _INDEXER, _SCALAR = 1, 2, 3
@@ -28,17 +30,67 @@ class _Argument(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("data", "shape", "strides")]
 
 
+class DeviceArray(np.ndarray):
+    """A NumPy array with an address as CuPy's has it, that notes when its value is asked for."""
+
+    asked = 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        # From device to device, where NumPy would ask an array of one element for its number.
+        super().__setitem__(
+            key, value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+        )
+
+    def __float__(self) -> float:
+        DeviceArray.asked += 1
+        return super().__float__()
+
+    def __bool__(self) -> bool:
+        DeviceArray.asked += 1
+        return super().__bool__()
+
+    def __int__(self) -> int:
+        DeviceArray.asked += 1
+        return super().__int__()
+
+    @property
+    def data(self) -> Any:
+        address = self.__array_interface__["data"][0]
+
+        def copy(source: int, n_bytes: int, stream: Any) -> None:
+            assert stream.ptr, "the work of the default stream would wait for it"
+            assert self.flags.c_contiguous
+            assert n_bytes == self.nbytes
+            ctypes.memmove(address, source, n_bytes)
+
+        return SimpleNamespace(ptr=address, copy_from_host_async=copy)
+
+
 class Emulator:
     """NumPy's functions under their names, and kernels that run on the CPU."""
 
     def __init__(self) -> None:
+        self.cuda = Cuda()
         self.sources: dict[tuple[str, str], int] = {}
         """Source and kernel name, numbered in the order of their recording."""
-        self._recording = False
+        self.is_recording = False
         self._library: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+        function = getattr(np, name)
+        if name not in ("sum", "max", "matmul"):
+            return function
+
+        def computes(*args: Any, **kwargs: Any) -> Any:
+            if name == "matmul" and self.cuda.taking is not None:
+                raise NotImplementedError("cuBLAS cannot be captured")
+            self.cuda.allocate(512)  # scratch
+            return function(*args, **kwargs)
+
+        return computes
+
+    def copyto(self, out: Any, x: Any, casting: Any = "same_kind") -> None:
+        self.cuda.run(lambda: np.copyto(out, x, casting=casting))
 
     def ElementwiseKernel(self, *args: Any, **kwargs: Any) -> Callable[..., None]:
         kernel = cupy.ElementwiseKernel(*args, **kwargs)
@@ -54,16 +106,17 @@ class Emulator:
 
     def RawKernel(self, code: str, name: str, options: Any) -> Callable[..., None]:
         def call(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
-            self._run(code, name, [np.asarray(x) for x in args], (*grid, *block, True))
+            exchanging = "__syncthreads" in code or "__shfl" in code
+            self._run(code, name, [np.asarray(x) for x in args], (*grid, *block, exchanging))
 
         return call
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Calls are taken down, and compute nothing."""
-        self._recording = True
+        self.is_recording = True
         yield
-        self._recording = False
+        self.is_recording = False
 
     def build(self, folder: Path) -> None:
         """Compile what was recorded."""
@@ -77,9 +130,12 @@ class Emulator:
         self._library = shared_library(source, folder, f"-I{_HEADERS}")
 
     def _run(self, source: str, name: str, arguments: list[Any], launch: Any) -> None:
-        if self._recording:
+        if self.is_recording:  # it compiles them all later
             self.sources.setdefault((source, name), len(self.sources))
-            return
+        else:
+            self.cuda.run(lambda: self._launch(source, name, arguments, launch))
+
+    def _launch(self, source: str, name: str, arguments: list[Any], launch: Any) -> None:
         packed = (_Argument * len(arguments))()
         kept = []
         for place, x in zip(packed, arguments, strict=True):

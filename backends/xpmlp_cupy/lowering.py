@@ -1,0 +1,167 @@
+"""A step's primitives in as few pieces of work as their order allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xpmlp.tape import CannotCapture
+from xpmlp.tracing import trace
+from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
+from xpmlp_cupy.gather import Gather
+from xpmlp_cupy.tracing import CTYPES
+
+# Arguments that a primitive writes, counted from the first.
+WRITTEN = {
+    "matmul": (2,), "sum_rows": (1,), "max_rows": (1,), "take_rows": (2,), "copy": (1,),
+    "sum_columns": (1,), "total": (1,), "total_squares": (1,), "fill_uniform": (0,),
+    "softmax_log_loss": (2, 3),
+}  # fmt: skip
+
+
+@dataclass
+class Single:
+    """A primitive that is done by itself."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+    @property
+    def reads(self) -> list[View]:
+        return [View.of(x) for place, x in enumerate(self.arguments)
+                if is_array(x) and place not in self._written]  # fmt: skip
+
+    @property
+    def outs(self) -> list[Any]:
+        return [self.arguments[place] for place in self._written]
+
+    @property
+    def _written(self) -> Sequence[int]:
+        if self.name == "elementwise":  # a rule and the number of outs come first
+            return range(2, 2 + self.arguments[1])
+        return WRITTEN[self.name]
+
+    @property
+    def writes(self) -> list[View]:
+        return [View.of(x) for x in self.outs]
+
+
+Work = Group | Gather | Single
+
+
+def lowered(calls: list[tuple[str, tuple[Any, ...]]]) -> list[Work]:
+    """The work of a step.
+
+    A rule joins the last pass over elements of its shape, if nothing between the two writes what it
+    reads or touches what it writes. The sums of the columns of an array are taken where the array
+    is written, and what is done with a total by the thread that knows it first. Samples and targets
+    are gathered together.
+
+    Raises
+    ------
+    CannotCapture
+        If a rule cannot be compiled.
+    """
+    work: list[Work] = []
+    for name, arguments in calls:
+        if name == "elementwise":
+            rule, n_outs, *arrays = arguments
+            try:
+                trace(rule, len(arrays) - n_outs)
+            except Exception as error:  # whatever a foreign rule raises
+                raise CannotCapture(f"{rule!r} ({type(error).__name__}: {error})") from error
+            _add(work, Applied(rule, tuple(arrays[:n_outs]), tuple(arrays[n_outs:])), arguments)
+        elif name == "copy" and str(arguments[0].dtype) in CTYPES:
+            x, out = arguments
+            _add(work, Applied(same, (out,), (x,)), None)
+        elif name == "sum_columns" and _plain(*arguments) and arguments[0].ndim == 2:
+            _add_columns(work, *arguments)
+        elif name == "take_rows" and Gather.takes(*arguments):
+            _add_rows(work, *arguments)
+        elif name in ("total", "total_squares") and _plain(*arguments):
+            work.append(Group((), total=(*arguments, name == "total_squares")))
+        else:
+            work.append(Single(name, arguments))
+    return work
+
+
+def _add(work: list[Work], one: Applied, arguments: Any) -> None:
+    """A rule or, if `arguments` is None, a copy."""
+    shape = one.outs[0].shape
+    simple = all(out.shape == shape and index_of(out, shape) for out in one.outs)
+    simple &= all(index_of(x, shape) is not None for x in one.operands if is_array(x))
+    if not simple:
+        work.append(
+            Single("elementwise", arguments)
+            if arguments is not None
+            else Single("copy", (*one.operands, *one.outs))
+        )
+        return
+    reads = [View.of(x) for x in one.operands if is_array(x)]
+    writes = [View.of(x) for x in one.outs]
+    for earlier in reversed(work):
+        if isinstance(earlier, Group) and may_join(earlier, one):
+            earlier.rules.append(one)
+            return
+        if _meets(earlier, reads, writes):
+            break
+    work.append(Group(shape, [one]))
+
+
+def _add_columns(work: list[Work], x: Any, out: Any) -> None:
+    view, writes = View.of(x), [View.of(out)]
+    for earlier in reversed(work):
+        if isinstance(earlier, Group) and earlier.shape == x.shape and earlier.columns is None:
+            known = [*earlier.reads, *earlier.writes]
+            if view in known and not any(w.overlaps(v) for w in writes for v in known):
+                earlier.columns = x, out
+                return
+        if _meets(earlier, [view], writes):
+            break
+    work.append(Group(x.shape, columns=(x, out)))
+
+
+def _add_rows(work: list[Work], x: Any, indices: Any, out: Any) -> None:
+    last = work[-1] if work else None
+    if (
+        isinstance(last, Gather)
+        and View.of(last.indices) == View.of(indices)
+        and not _meets(last, [View.of(x)], [View.of(out)])
+    ):
+        last.pairs.append((x, out))
+        return
+    work.append(Gather(indices, [(x, out)]))
+
+
+def _meets(work: Work, reads: list[View], writes: list[View]) -> bool:
+    """Whether something that reads and writes this must stay behind `work`."""
+    return any(a.overlaps(b) for a in work.writes for b in (*reads, *writes)) or any(
+        a.overlaps(b) for a in work.reads for b in writes
+    )
+
+
+def _plain(*arrays: Any) -> bool:
+    return all(str(x.dtype) in CTYPES and x.size and x.flags.c_contiguous for x in arrays)
+
+
+def overwritten(work: list[Work]) -> list[Any]:
+    """What a step writes after it, or an earlier step, has read it: its state.
+
+    Returns
+    -------
+    list of array
+        Parameters, what an optimizer remembers, and the like: to be saved where a step is run that
+        shall not count.
+    """
+    read: list[View] = []
+    written: list[View] = []
+    state = {}
+    for one in work:
+        read += [view for view in one.reads if not any(w.covers(view) for w in written)]
+        for x in one.outs:
+            view = View.of(x)
+            if any(view.overlaps(v) for v in read):
+                state[view] = x
+            written.append(view)
+    return [*state.values()]

@@ -1,0 +1,495 @@
+"""Steps captured as CUDA graphs are the steps run one primitive at a time, to the bit.
+
+Streams, graphs and cublasLt are acted out, and kernels run on the CPU: no GPU is needed. What this
+cannot show: races within a graph, and what CUDA itself refuses to capture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from cuda_shim import no_compiler
+
+from xpmlp import Dense, Dropout, Network, NonFiniteLossError, fit, rules
+from xpmlp.activations import ReLU
+from xpmlp.callbacks import Callback
+from xpmlp.optimizers import Adam
+from xpmlp.rng import Stream
+from xpmlp.tape import CannotCapture, StepTape
+from xpmlp.testing import check_capture
+from xpmlp.verify import cases, sample
+
+pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'xpmlp[kernels]'")
+
+import xpmlp_cupy
+from cuda_shim.adapter import EmulatedBackend
+from cuda_shim.emulator import DeviceArray
+from cuda_shim.nvrtc import cubin, no_nvrtc
+from xpmlp_cupy import CupyBackend, capture
+from xpmlp_cupy.gather import Gather
+from xpmlp_cupy.kernels import OPTIONS
+from xpmlp_cupy.lowering import Single
+from xpmlp_cupy.staging import Staging
+
+EAGER, CAPTURED = 10**9, 0
+CASES = {case.name: case for case in cases()}
+ROUNDED = next(iter(CASES))
+
+
+@contextlib.contextmanager
+def steps_from(number):
+    """Runs of so many steps are captured."""
+    before = xpmlp_cupy.STEPS_TO_CAPTURE
+    xpmlp_cupy.STEPS_TO_CAPTURE = number
+    try:
+        yield
+    finally:
+        xpmlp_cupy.STEPS_TO_CAPTURE = before
+
+
+@contextlib.contextmanager
+def noted():
+    """What is captured meanwhile."""
+    made, original = [], capture.Captured
+
+    class Noted(original):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    capture.Captured = Noted
+    try:
+        yield made
+    finally:
+        capture.Captured = original
+
+
+def train(backend, name, dtype, precision="ieee", epochs=3):
+    """Losses and parameters of a run with a smaller last batch, weights and all."""
+    case = CASES[name]
+    X, y, weight = (None if x is None else x.astype(dtype) for x in sample(case))
+    network = Network(X.shape[1], case.layers, backend=backend, dtype=dtype, seed=3,
+                      precision=precision)  # fmt: skip
+    history = fit(
+        network, X, y, loss=case.loss, optimizer=case.optimizer, epochs=epochs, batch_size=16,
+        sample_weight=weight, validation=(X, y), verbose=0, **case.options,
+    )  # fmt: skip
+    ends = history["loss"] + history["val_loss"]
+    return np.array(ends), backend.to_host(network.parameters)
+
+
+def digits(backend, epochs=2, batch_size=128, n=600, callbacks=(), X=None, layers=None, **options):
+    """A classifier of the shape of the benchmark's smallest."""
+    draw = np.random.default_rng(0)
+    X = draw.standard_normal((n, 20)).astype("float32") if X is None else X
+    y = draw.integers(0, 10, X.shape[0])
+    layers = layers or [Dense(24, "relu"), Dense(12, "relu"), Dense(10, "softmax")]
+    network = Network(X.shape[1], layers, backend=backend, dtype="float32", seed=1)
+    options = {"loss": "log_loss", "optimizer": "adam"} | options
+    history = fit(network, X, y, epochs=epochs, batch_size=batch_size, verbose=0,
+                  callbacks=[*callbacks], **options)  # fmt: skip
+    return network, history
+
+
+MASKED = [Dense(24, "gelu"), Dropout(0.4), Dense(12, "tanh"), Dense(10, "softmax")]
+
+
+def long_run(backend):
+    """A run of many steps, on the way of both graphs, with masks, penalties and limits."""
+    return digits(backend, epochs=3, batch_size=8, n=300, layers=MASKED, alpha=1e-3, l1=1e-4,
+                  clip_norm=1.0, clip_value=0.5)  # fmt: skip
+
+
+def focal(backend):
+    """A run with sums of rows."""
+    return digits(backend, loss="focal")
+
+
+def pixels(dtype):
+    return np.random.default_rng(0).integers(0, 3, (300, 20)).astype(dtype)
+
+
+def everything(backend):
+    """All that these tests run, so that its kernels can be compiled together."""
+    for threshold in (EAGER, CAPTURED):
+        with steps_from(threshold):
+            for name in CASES:
+                for dtype in ("float32", "float64"):
+                    with contextlib.suppress(NonFiniteLossError):
+                        train(backend, name, dtype)
+            for precision in ("tf32", "bfloat16"):
+                with contextlib.suppress(NonFiniteLossError):
+                    train(backend, ROUNDED, "float32", precision)
+            for run in (digits, long_run, focal, lambda on: digits(on, X=pixels("uint8"))):
+                with contextlib.suppress(NonFiniteLossError):
+                    run(backend)
+            with contextlib.suppress(AssertionError):
+                for dtype in ("float32", "float64"):
+                    check_capture(backend, dtype)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    backend = EmulatedBackend()
+    with backend.cupy.recording(), np.errstate(all="ignore"):
+        everything(backend)
+    return backend
+
+
+@pytest.fixture(scope="module")
+def compiled(recorded, tmp_path_factory):
+    reason = no_compiler()
+    if reason:
+        pytest.skip(reason)
+    recorded.cupy.build(tmp_path_factory.mktemp("kernels"))
+    return recorded
+
+
+@pytest.fixture
+def backend(compiled, caplog):
+    """The adapter on the CPU; what it says about captures is an error unless a test expects it."""
+    cuda = compiled.cupy.cuda
+    cuda.calls.clear()
+    cuda.graphs.clear()
+    cuda.broken = False
+    caplog.set_level(logging.INFO, "xpmlp")
+    return compiled
+
+
+# --- The same result ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_part_of_the_library_trains_the_same_when_captured(backend, name, dtype, caplog):
+    ends = []
+    for threshold in (EAGER, CAPTURED):
+        with steps_from(threshold):
+            ends.append(train(backend, name, dtype))
+    assert not caplog.records
+    # Three full batches and the rest, in three epochs.
+    assert [graph.launches for graph in backend.cupy.cuda.graphs] == [9, 3]
+    for eager, captured in zip(*ends, strict=True):
+        np.testing.assert_array_equal(captured, eager)
+
+
+def test_many_steps_of_one_graph_are_the_steps(backend, caplog):
+    ends = []
+    for threshold in (EAGER, CAPTURED):
+        with steps_from(threshold), noted() as made:
+            network, history = long_run(backend)
+            ends.append((network.parameters.copy(), history["loss"]))
+    assert not caplog.records
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+    one, many, rest = backend.cupy.cuda.graphs
+    # 37 batches of eight and one of four in three epochs, cut where momenta are flushed.
+    assert many.launches * capture.STEPS_OF_A_GRAPH + one.launches == 3 * 37
+    assert many.launches == 5
+    assert rest.launches == 3
+    full, last = made
+    assert len(one.nodes) == full.n_nodes
+    assert len(many.nodes) == capture.STEPS_OF_A_GRAPH * full.n_nodes
+    assert len(rest.nodes) == last.n_nodes == full.n_nodes
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_rounded_products_are_captured_too(backend, precision, caplog):
+    ends = []
+    for threshold in (EAGER, CAPTURED):
+        with steps_from(threshold):
+            ends.append(train(backend, ROUNDED, "float32", precision))
+    assert not caplog.records
+    assert [graph.launches for graph in backend.cupy.cuda.graphs] == [9, 3]
+    for eager, captured in zip(*ends, strict=True):
+        np.testing.assert_array_equal(captured, eager)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_adapter_says_so_itself(backend, dtype):
+    check_capture(backend, dtype)
+    assert backend.cupy.cuda.graphs
+
+
+# --- How much there is to launch ------------------------------------------------------------------
+
+
+def captured_by(backend, n=256, batch_size=128, **options):
+    """The captured steps of a run that computes nothing, those on full batches first."""
+    with backend.cupy.recording(), steps_from(CAPTURED), noted() as made:
+        digits(backend, n=n, batch_size=batch_size, **options)
+    return made
+
+
+def names(captured):
+    """What each node of a step does."""
+    found = []
+    for one in captured.work:
+        if isinstance(one, Single):
+            found.append(one.name)
+            continue
+        if isinstance(one, Gather):
+            found.append("gather")
+            continue
+        ends = ["total"] if one.total else [], ["sum_columns"] if one.columns else []
+        made = [applied.rule.__name__ for applied in one.rules]
+        found.append("+".join([*ends[0], *made, *ends[1]]))
+    return found
+
+
+def test_a_step_is_few_nodes():
+    layers = [Dense(256, "relu"), Dense(128, "relu"), Dense(10, "softmax")]
+    (captured,) = captured_by(EmulatedBackend(), layers=layers)
+    forward = [
+        "gather", "matmul", "add+relu", "matmul", "add+relu", "matmul",
+        "add+one_hot", "softmax_log_loss", "total+multiply+same+where_finite+same",
+    ]  # fmt: skip
+    backward = [
+        "multiply+sum_columns", "matmul", "matmul", "relu_backward+sum_columns", "matmul",
+        "matmul", "relu_backward+sum_columns", "matmul", "gate+adam",
+    ]  # fmt: skip
+    assert names(captured) == [*forward, *backward]
+    assert captured.n_nodes == 19  # and one that goes on to the next step
+    assert len(captured._one.nodes) == 8  # products; kernels are only recorded here
+
+
+def test_penalties_and_limits_are_few_nodes_more():
+    (captured,) = captured_by(EmulatedBackend(), alpha=0.1, l1=0.1, clip_norm=1.0, clip_value=1.0,
+                              optimizer=Adam(weight_decay=0.1))  # fmt: skip
+    assert names(captured)[-4:] == [
+        "add_l2_gradient+add_l1_gradient+multiply",  # of the weights, by the decay
+        "gate+clip",
+        "total+clip_norm_factor+same",
+        "multiply+adam",
+    ]
+    assert captured.n_nodes == 25
+
+
+# --- What does not wait ---------------------------------------------------------------------------
+
+
+class Waits(Callback):
+    """How often the host has waited for the device by the end of each piece of an epoch."""
+
+    def __init__(self, cuda):
+        self.cuda, self.inside, self.between = cuda, [], [0]
+
+    def count(self):
+        return sum(self.cuda.calls.values()) + DeviceArray.asked
+
+    def on_progress(self, run, n_rows):
+        self.inside.append(self.count() - self.between[-1])
+
+    def on_epoch(self, run):
+        self.between.append(self.count())
+
+
+@pytest.mark.parametrize("threshold", [EAGER, CAPTURED])
+def test_the_host_waits_for_nothing_inside_an_epoch(backend, threshold):
+    waits = Waits(backend.cupy.cuda)
+    waits.between = [waits.count()]
+    with steps_from(threshold):
+        digits(backend, epochs=4, batch_size=8, n=300, layers=MASKED, callbacks=[waits])
+    assert len(waits.inside) >= 4 * 2
+    # Of the first epoch, where graphs are made, too.
+    assert set(waits.inside) == {0}
+    # The losses of the epoch are moved, and the sum of the parameters is looked at.
+    assert {*np.diff(waits.between)} <= {2, 3}
+
+
+# --- When it is done, and when not ----------------------------------------------------------------
+
+
+def test_only_runs_of_many_steps_are_captured():
+    backend = EmulatedBackend()
+    with backend.cupy.recording(), steps_from(100):
+        digits(backend, epochs=19)  # of 5 batches
+        assert not backend.cupy.cuda.graphs
+        digits(backend, epochs=20)
+        assert backend.cupy.cuda.graphs
+
+
+def assert_eager(backend, caplog, reason, **options):
+    """One line says why, nothing was captured, and the run is that of single steps."""
+    with steps_from(EAGER):
+        expected = digits(backend, **options)[0].parameters
+    assert not caplog.records
+    with steps_from(CAPTURED):
+        got = digits(backend, **options)[0].parameters
+    np.testing.assert_array_equal(got, expected)
+    lines = [record for record in caplog.records if reason in record.getMessage()]
+    assert lines
+    assert len(caplog.records) == len(lines) <= 2  # for full and for smaller batches
+    assert all(record.levelname == "INFO" for record in lines)
+    assert not any(graph.launches for graph in backend.cupy.cuda.graphs)
+    assert backend.cupy.cuda.taking is None
+    assert not backend.cupy.cuda.entered
+
+
+def test_a_capture_that_cuda_breaks_off_changes_nothing(backend, caplog):
+    backend.cupy.cuda.broken = True
+    assert_eager(backend, caplog, "cudaErrorStreamCaptureInvalidated")
+
+
+def test_an_error_inside_a_capture_ends_it(backend, caplog, monkeypatch):
+    original = backend.cupy.cuda.run
+    streams = []
+
+    def run(work):
+        if backend.cupy.cuda.taking is not None and len(backend.cupy.cuda.taking) == 5:
+            streams.append(backend.cupy.cuda.get_current_stream())
+            raise RuntimeError("not permitted when stream is capturing")
+        original(work)
+
+    monkeypatch.setattr(backend.cupy.cuda, "run", run)
+    assert_eager(backend, caplog, "not permitted when stream is capturing")
+    assert streams
+    assert all(stream.taken is None for stream in streams)
+
+
+def test_products_that_cublaslt_does_not_compute_are_not_captured(backend, caplog, monkeypatch):
+    monkeypatch.setattr(backend._products, "_library", None)
+    assert_eager(backend, caplog, "that cublasLt does not compute")
+
+
+def test_what_allocates_is_not_captured(backend, caplog, monkeypatch):
+    monkeypatch.setattr(backend._reductions, "sum_rows", lambda x, out: False)
+    assert_eager(backend, caplog, "a step that allocates", loss="focal")
+
+
+def test_sparse_rows_are_not_captured(backend, caplog):
+    from scipy import sparse
+
+    X = sparse.csr_array(np.random.default_rng(0).standard_normal((300, 20)).astype("float32"))
+    assert_eager(backend, caplog, "inside a step", X=X)
+
+
+def test_a_rule_that_cannot_be_compiled_is_not_captured(backend, caplog):
+    @dataclass(frozen=True)
+    class Powered(ReLU):
+        name = "powered"
+        reads = "z"
+        forward_rule = staticmethod(lambda xp, z: z**2)
+        backward_rule = staticmethod(lambda xp, z, d: 2.0 * z * d)
+
+    layers = [Dense(24, Powered()), Dense(12, "relu"), Dense(10, "softmax")]
+    with backend.cupy.recording(), steps_from(CAPTURED):
+        digits(backend, layers=layers)
+    assert "unsupported operand" in caplog.text
+    assert not backend.cupy.cuda.graphs
+
+
+def test_losses_that_are_not_finite_end_a_captured_run(backend):
+    X = np.full((300, 20), 1e30, "float32")
+    ends = []
+    for threshold in (EAGER, CAPTURED):
+        with steps_from(threshold), pytest.raises(NonFiniteLossError) as caught:
+            digits(backend, X=X, optimizer=Adam(learning_rate=1e30))
+        ends.append(str(caught.value))
+    assert ends[0] == ends[1]
+    assert backend.cupy.cuda.graphs
+
+
+def test_an_adapter_derived_from_this_one_is_not_captured():
+    class Derived(CupyBackend):
+        def __init__(self):
+            pass
+
+    derived = Derived()
+    assert derived.recordable() is derived
+    own = object.__new__(CupyBackend)
+    assert isinstance(own.recordable(), xpmlp_cupy.Recorder)
+
+
+# --- What moves from step to step -----------------------------------------------------------------
+
+
+def test_what_moves_is_given_a_place_and_neighbours_are_one(recorded):
+    backend = recorded
+    numbers, rows = backend.zeros((4, 3), "float32"), backend.zeros((20,), "int64")
+    values, x = backend.zeros((4,), "float64"), backend.zeros((9, 5), "float32")
+    out, total = backend.zeros((5, 5), "float32"), backend.zeros((), "float64")
+
+    def step(i, backend):
+        backend.take_rows(x, rows[5 * i : 5 * i + 5], out)
+        backend.elementwise(rules.add)((out,), out, numbers[i, 2, ...])
+        backend.elementwise(rules.multiply)((out,), out, numbers[i, 1, ...])
+        backend.copy(total, values[i, ...])
+
+    tapes = [StepTape(backend) for _ in range(2)]
+    for i, tape in enumerate(tapes):
+        step(i, tape)
+    staging = Staging(backend, tapes, 4)
+    pieces = [(piece.advance, piece.enters, piece.memory.size) for piece in staging.pieces]
+    assert sorted(pieces) == [(8, False, 8), (12, True, 8), (40, True, 40)]
+    (_, (_, indices, _)), (_, add), (_, multiply), (_, (_, value)) = staging.calls
+    assert indices.shape == (5,)
+    assert indices.dtype == "int64"
+    assert add[-1].data.ptr - multiply[-1].data.ptr == 4
+    assert value.shape == ()
+    assert add[2] is add[3] is out
+
+
+@pytest.mark.parametrize("step", [
+    lambda tape, i, x: tape.elementwise(rules.add)((x,), x, float(i)),
+    lambda tape, i, x: tape.elementwise((rules.add, rules.multiply)[i])((x,), x, x),
+    lambda tape, i, x: tape.fill_uniform(x, Stream(0, i)),
+    lambda tape, i, x: tape.total(x[: 2 + i], x[0, 0, ...]),
+    lambda tape, i, x: i and tape.copy(x, x),
+    lambda tape, i, x: tape.copy(x[:, i], x[:, 2]),
+    lambda tape, i, x: tape.elementwise(rules.add)((x[i],), x[i], 1.0),
+])  # fmt: skip
+def test_steps_that_differ_in_another_way_are_refused(recorded, step):
+    x = recorded.zeros((4, 3), "float32")
+    tapes = [StepTape(recorded) for _ in range(2)]
+    for i, tape in enumerate(tapes):
+        step(tape, i, x)
+    with pytest.raises(CannotCapture):
+        Staging(recorded, tapes, 2)
+
+
+# --- For GPUs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_every_kernel_of_a_captured_step_compiles(recorded, arch):
+    reason = no_nvrtc()
+    if reason:
+        pytest.skip(reason)
+    # One of those that differ in dtype alone.
+    chosen = {name: (key, n) for key, n in recorded.cupy.sources.items() for name in key[1:]}
+    made = {*chosen}
+    assert made >= {"xpmlp_advance", "xpmlp_gather", "xpmlp_fill_uniform_of_step", "xpmlp_add_relu",
+                    "xpmlp_relu_backward_sum_columns", "xpmlp_gate_adam"}  # fmt: skip
+    binary = cubin(dict(chosen.values()), arch, OPTIONS)
+    assert binary.startswith(b"\x7fELF")
+    for name in made:
+        assert name.encode() in binary
+
+
+# --- Data in host memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_data_that_stays_on_the_host_gives_the_same_run(backend, dtype, caplog, monkeypatch):
+    ends, X = [], pixels(dtype)
+    for threshold, free in ((CAPTURED, 1 << 20), (EAGER, 1 << 20), (EAGER, 1000)):
+        monkeypatch.setattr(backend, "free", free)
+        assert not caplog.records
+        backend.cupy.cuda.calls.clear()
+        with steps_from(threshold):
+            ends.append(digits(backend, X=X)[0].parameters)
+    assert "X stays in host memory" in caplog.text
+    for end in ends:
+        np.testing.assert_array_equal(end, ends[0])
+    # In two epochs, each of which ends with two looks, six batches wait for a pinned buffer, but
+    # for the first of each.
+    assert backend.cupy.cuda.calls["read"] + backend.cupy.cuda.calls["to_host"] <= 6
+    assert backend.cupy.cuda.calls["synchronize"] in (4, 6)
+    lanes = backend._load_rows._lanes
+    assert {lane.host.dtype.name for lane in lanes.values()} >= {dtype}
+    assert len(lanes) <= 4
