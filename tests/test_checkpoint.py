@@ -1,5 +1,6 @@
 """Checkpoints: a run that was cut off anywhere goes on to the same bits."""
 
+import json
 import os
 import re
 import signal
@@ -278,6 +279,44 @@ def test_changed_checkpoints_are_refused(tmp_path, change):
     write_tensors(newest, tensors, description)
     with pytest.raises(ModelFileError, match=re.escape(newest.name)):
         run(tmp_path, resume=newest)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (0, "PCG64"),
+        (1, [0] * 624),
+        (1, [1] * 623),
+        (1, [1.5] * 624),
+        (1, [2**32] * 624),
+        (2, 10**6),
+        (2, 625),
+        (2, -5),
+        (2, 1.0),
+        (3, 2),
+        (4, float("nan")),
+        (4, 10**400),
+        (4, None),
+    ],
+)
+def test_a_random_state_that_is_none_is_refused(tmp_path, entry, value):
+    def fitted(*callbacks, **options):
+        return MLPClassifier((3,), max_iter=2, random_state=0, callbacks=[*callbacks]).fit(
+            X, Y, **options
+        )
+
+    fitted(Checkpoint(tmp_path, keep=1))
+    (file,) = tmp_path.iterdir()
+    tensors, description = read_tensors(file)
+    settings = description["checkpoint"]["settings"]
+    words = json.loads(settings["random state"])
+    words[entry] = value
+    for text in (json.dumps(words), "[" * 10**5, "3"):
+        settings["random state"] = text
+        write_tensors(file, tensors, description)
+        with pytest.raises(ModelFileError, match="not a checkpoint of an estimator"):
+            fitted(resume=file)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
