@@ -12,6 +12,8 @@ import pytest
 
 import xpmlp
 from xpmlp.cli import main
+from xpmlp.datasets import load_table
+from xpmlp.experiment import encode_target
 
 FAST = ["--epochs", "3", "--device", "cpu", "--quiet"]
 
@@ -262,6 +264,17 @@ def test_csv_with_a_byte_order_mark_quotes_and_windows_lines(capsys):
     Path("d.csv").write_bytes(b"\xef\xbb\xbf" + body.encode())
     assert run("train", "d.csv", *FAST, "--target", 'b "x"') == 0
     assert "1 features" in capsys.readouterr().out
+
+
+def test_a_long_cell_does_not_make_its_column_wide(capsys):
+    rows = [["a", "b"], *([i, "xy"[i % 2]] for i in range(20_000)), [0, "z" * 130_000]]
+    write_csv("d.csv", rows)
+    column = load_table("d.csv").column("b")
+    assert column[0] == "x"
+    assert column.nbytes < 10**6
+    assert [len(name) for name in encode_target(load_table("d.csv"), "b", "auto")[0]] == [
+        1, 1, 130_000,
+    ]  # fmt: skip
 
 
 def test_csv_without_a_header(capsys):

@@ -22,7 +22,7 @@ from xpmlp import (
     NonFiniteLossError,
 )
 from xpmlp.activations import ACTIVATIONS, ELU
-from xpmlp.files import read_tensors, write_atomically, write_tensors
+from xpmlp.files import decode, encode, read_tensors, write_atomically, write_tensors
 from xpmlp.initializers import INITIALIZERS, Normal
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
@@ -411,6 +411,35 @@ def test_changed_estimators_are_refused(tmp_path, change):
     rewrite(tmp_path / "m", change)
     with pytest.raises(ModelFileError, match="m "):
         xpmlp.load(tmp_path / "m", "cpu")
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_text_far_longer_than_the_rest_asks_for_no_memory(tmp_path):
+    model = MLPClassifier((3,), max_iter=1, random_state=0).fit(X, [0, 1, 0, 1, 0, 1])
+    texts = ["a" * 30_000, *map(str, range(60_000))]
+    for dtype in ("str", "object"):
+        with pytest.raises(ValueError, match="one is 30,000 characters long, far longer than most"):
+            encode(np.array(texts[:2000], dtype))
+    xpmlp.save(model, tmp_path / "m")
+    for dtype in ("str", "object"):
+        classes = {"array": texts, "dtype": dtype}
+        rewrite(tmp_path / "m", nested("estimator", "labels", "classes", classes))
+        with pytest.raises(ModelFileError, match="far longer than most"):
+            xpmlp.load(tmp_path / "m", "cpu")
+    rewrite(tmp_path / "m", nested("estimator", "labels", "classes", texts))
+    with pytest.raises(ModelFileError, match="must be an array"):
+        xpmlp.load(tmp_path / "m", "cpu")
+
+
+@pytest.mark.parametrize("array", [3, "ab", ["a", 3], [["a"]], [["a"], ["b"]]])
+def test_arrays_are_vectors_of_their_type(array):
+    with pytest.raises(ValueError, match="an array"):
+        decode({"array": array, "dtype": "str"})
+
+
+def test_one_long_name_among_short_ones_survives():
+    names = np.array(["a" * 300, *map(str, range(900))])
+    np.testing.assert_array_equal(decode(encode(names)), names)
 
 
 FILES = Path(__file__).parent / "files"

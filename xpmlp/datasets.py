@@ -181,7 +181,8 @@ def _read_csv(path: Path) -> Table:
 def _column(cells: tuple[str, ...]) -> Any:
     numbers = [_number(cell) for cell in cells]
     if any(number is None for number in numbers):
-        return np.array([cell.strip() for cell in cells])
+        # Of objects: an array of text is as wide, in every row, as its longest cell.
+        return np.array([cell.strip() for cell in cells], dtype=object)
     return np.array(numbers, dtype=float)
 
 

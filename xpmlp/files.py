@@ -203,6 +203,8 @@ _DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
     "float32", "float64", "str", "object",
 )  # fmt: skip
+# Characters that such an array may have, for each of its text, and in any case.
+_WIDTH, _ANY_WIDTH = 8, 1 << 20
 
 
 def _no_object(value: Any) -> Any:
@@ -227,6 +229,8 @@ def encode(value: Any, other: Callable[[Any], Any] = _no_object) -> Any:
     ------
     TypeError
         If it is something else.
+    ValueError
+        If it is a vector of text of which one is far longer than most.
     """
     if value is None or isinstance(value, bool | str):
         return str(value) if isinstance(value, str) else value
@@ -245,6 +249,7 @@ def encode(value: Any, other: Callable[[Any], Any] = _no_object) -> Any:
         dtype = "str" if value.dtype.kind == "U" else value.dtype.name
         if dtype not in _DTYPES or value.ndim != 1:
             raise TypeError(f"an array of shape {value.shape} and dtype {value.dtype}")
+        _check_width(value.tolist())
         return {"array": [encode(one, other) for one in value.tolist()], "dtype": dtype}
     if isinstance(value, Mapping):
         pairs = [[encode(key, other), encode(one, other)] for key, one in value.items()]
@@ -265,9 +270,7 @@ def decode(value: Any, other: Callable[[str, Any], Any] = _no_kind) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {"array", "dtype"}:
-        if value["dtype"] not in _DTYPES:
-            raise ValueError(f"dtype {value['dtype']!r} is not known")
-        return np.array(decode(value["array"], other), value["dtype"])
+        return _vector(decode(value["array"], other), value["dtype"])
     if len(value) != 1:
         raise ValueError(f"{value!r} is not understood")
     kind, content = next(iter(value.items()))
@@ -278,3 +281,27 @@ def decode(value: Any, other: Callable[[str, Any], Any] = _no_kind) -> Any:
     if kind == "mapping" and isinstance(content, list):
         return {decode(key, other): decode(one, other) for key, one in content}
     return other(kind, content)
+
+
+def _vector(values: Any, dtype: Any) -> Any:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known")
+    if not isinstance(values, list):
+        raise ValueError("an array must be a list")
+    if dtype == "str" and not all(isinstance(one, str) for one in values):
+        raise ValueError("an array of text holds something else")
+    _check_width(values)
+    made = np.array(values, dtype)
+    if made.ndim != 1:
+        raise ValueError("an array must be a vector")
+    return made
+
+
+def _check_width(values: list[Any]) -> None:
+    """Refuse text of which one is so long that an array, as wide as this, takes all memory."""
+    lengths = [len(one) for one in values if isinstance(one, str)]
+    if len(values) * max(lengths, default=0) > _WIDTH * (len(values) + sum(lengths)) + _ANY_WIDTH:
+        raise ValueError(
+            f"of {len(values):,} names or classes one is {max(lengths):,} characters long, far "
+            "longer than most"
+        )
