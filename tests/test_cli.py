@@ -307,6 +307,23 @@ def test_numpy_files_that_do_not_suit(capsys, arrays, message):
     assert message in refused(capsys, "train", "d.npz")
 
 
+@pytest.mark.parametrize(
+    ("descr", "shape", "message"),
+    [
+        ("|S0", (10**12, 1), "must hold real numbers or text, got |S0"),
+        ("<U0", (1, 10**12), "must hold real numbers or text, got <U0"),
+        ("<f8", (0, 10**12), "must have rows and columns, got shape (0, 1000000000000)"),
+        ("<f8", (10**12, 0), "must have rows and columns"),
+        ("<f8", (10**12, 10**12), "cannot be read as a NumPy file"),
+    ],
+)
+def test_numpy_files_of_no_bytes_are_refused_at_once(capsys, descr, shape, message):
+    with open("d.npy", "wb") as file:
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+    assert message in refused(capsys, "train", "d.npy")
+
+
 def test_uint8_files_are_trained_in_float64(capsys):
     np.savez("d.npz", X=np.arange(40, dtype="uint8").reshape(20, 2), y=np.arange(20) % 2)
     assert run("train", "d.npz", *FAST) == 0

@@ -210,7 +210,7 @@ def _read_npz(path: Path) -> Table:
         given = "one array" if isinstance(arrays, np.ndarray) else ", ".join(arrays) or "none"
         raise ValueError(f"{path} must hold an array named X and, for training, y; got {given}")
     X = arrays["X"]
-    if X.ndim < 1 or X.size == 0:
+    if X.ndim < 1:
         raise ValueError(f"{path}: X must have rows and columns, got shape {X.shape}")
     X = X.reshape(len(X), -1)
     y = arrays.get("y")
@@ -228,8 +228,11 @@ def _load(path: Path) -> Any:
         except (ValueError, EOFError, OSError, MemoryError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as a NumPy file ({error})") from None
     for name, array in arrays.items():
-        if array.dtype.kind not in "biufSU":
+        # Text of no width has any number of rows in no bytes, as have rows without columns.
+        if array.dtype.kind not in "biufSU" or not array.dtype.itemsize:
             raise ValueError(f"{path}: {name} must hold real numbers or text, got {array.dtype}")
+        if array.size == 0:
+            raise ValueError(f"{path}: {name} must have rows and columns, got shape {array.shape}")
     arrays = {
         name: np.char.decode(array) if array.dtype.kind == "S" else array
         for name, array in arrays.items()
