@@ -179,7 +179,7 @@ def put(key, value):
         put("layers", 3),
         put("n_features", 4),
         put("n_features", "3"),
-        put("n_features", 10**400),
+        put("n_features", 10**38),
         put(
             "layers",
             [
@@ -283,6 +283,60 @@ def test_too_long_a_description_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a file has room for 300"):
         xpmlp.save(make(), tmp_path / "m")
     assert os.listdir(tmp_path) == []
+
+
+# --- What would take long, or could not be computed with ------------------------------------------
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (deep(100), "more than 64 levels deep"),
+        (deep(500), "more than 64 levels deep"),
+        (deep(900), "damaged"),
+        ([10**400], "more than 128 bits"),
+        ({"\ud800": 1}, "surrogates not allowed"),
+        (float("inf"), "a number is inf"),
+        (float("nan"), "a number is nan"),
+    ],
+    ids=str,
+)
+def test_plain_data_is_bounded(tmp_path, monkeypatch, value, message):
+    with pytest.raises(ValueError, match=message if message != "damaged" else "deep"):
+        write_tensors(tmp_path / "m", {}, {"seed": value})
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr("xpmlp.files._check_plain", lambda value: None)
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, allow_nan: dumps(value))
+    write_tensors(tmp_path / "m", {}, {"seed": value})
+    monkeypatch.undo()
+    with pytest.raises(ModelFileError, match=message):
+        xpmlp.load(tmp_path / "m", "cpu")
+
+
+def test_seeds_of_many_bits_survive(tmp_path):
+    xpmlp.save(Network(1, [Dense(1)], seed=2**128 - 1, device="cpu"), tmp_path / "m")
+    assert xpmlp.load(tmp_path / "m", "cpu").seed == 2**128 - 1
+
+
+@pytest.mark.parametrize("key", [(2**61 - 1) * 2**9, {"tuple": [(2**61 - 1)]}, None, []])
+def test_keys_of_one_hash_are_refused(key):
+    with pytest.raises(ValueError, match="a key must be text or a number of at most 64 bits"):
+        decode({"mapping": [[key, 1]]})
+
+
+def test_keys_that_labels_may_be_survive():
+    keys = {2**64 - 1: 1, -(2**63): 2, "a": 3, True: 4, 0.5: 5, np.int8(7): 6, np.str_("b"): 7}
+    assert decode(encode(keys)) == keys
+    with pytest.raises(ValueError, match="a key must be"):
+        encode({(1, 2): 3})
 
 
 # --- Estimators and earlier formats --------------------------------------------------------------

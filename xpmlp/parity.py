@@ -239,9 +239,9 @@ class Epochs(Callback):
 
     def state(self) -> dict[str, Any]:
         estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
-        kept = {
-            name: getattr(estimator, name) for name in sorted(_GROWING) if hasattr(estimator, name)
-        }
+        kept = {name: getattr(estimator, name, None) for name in sorted(_GROWING)}
+        kept = {name: value for name, value in kept.items() if value is not None}
+        kept |= {"loss_": getattr(estimator, "loss_", math.nan)}  # also before the first epoch
         kept |= {"history": estimator.history_.to_dict(), "improved": self.improved}
         if isinstance(rate, Rate):
             kept["rate"] = rate.value
@@ -252,7 +252,8 @@ class Epochs(Callback):
     def restore(self, state: dict[str, Any]) -> None:
         estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
         for name in _GROWING & state.keys():
-            setattr(estimator, name, state[name])
+            value = state[name]
+            setattr(estimator, name, [*map(float, value)] if isinstance(value, list) else value)
         estimator.history_ = History.of(state["history"])
         self.improved = state["improved"]
         if isinstance(rate, Rate):
