@@ -446,6 +446,21 @@ def nested(*keys_and_value):
         nested("estimator", "fitted", "n_features_in_", 7),
         nested("estimator", "fitted", "n_outputs_", 7),
         nested("estimator", "fitted", "__class__", "x"),
+        nested("estimator", "fitted", "n_iter_", "x"),
+        lambda d: d["estimator"]["fitted"].pop("n_iter_"),
+        nested("estimator", "fitted", "t_", True),
+        nested("estimator", "fitted", "loss_curve_", 3),
+        nested("estimator", "fitted", "loss_curve_", ["x"]),
+        nested("estimator", "fitted", "_best", 3),
+        nested("estimator", "fitted", "_best", {"tuple": ["loss"]}),
+        *(
+            nested("estimator", "fitted", "feature_names_in_", {"array": a, "dtype": "object"})
+            for a in (["a", "b"], ["a", "b", 3])
+        ),
+        nested("precision", "x"),
+        nested("format", True),
+        nested("format", 2.0),
+        nested("estimator", "labels", "several", 0),
         nested("estimator", "fitted", "predict", 3),
         nested("estimator", "labels", {}),
         nested("estimator", "labels", "classes", {"array": [1, 2, 3], "dtype": "int64"}),
