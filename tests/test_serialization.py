@@ -127,6 +127,30 @@ def test_an_interrupt_leaves_no_half_a_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    from xpmlp.datasets import load_table
+
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("m", "pipe"), ("d.csv", "pipe"), ("d.npy", "pipe"), ("z.csv", None)):
+        (tmp_path / name).symlink_to(tmp_path / target if target else "/dev/zero")
+        for read in (xpmlp.load, xpmlp.checkpoint.read_checkpoint):
+            with pytest.raises(ModelFileError, match="is no regular file"):
+                read(tmp_path / name)
+        if "." in name:
+            with pytest.raises(ValueError, match="is no regular file"):
+                load_table(str(tmp_path / name))
+    with pytest.raises(IsADirectoryError):
+        xpmlp.load(tmp_path)
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    path = os.fsencode(tmp_path / "m")
+    xpmlp.save(make(), path)
+    xpmlp.save(make(), path)
+    assert os.listdir(tmp_path) == ["m"]
+    np.testing.assert_array_equal(xpmlp.load(path, "cpu").parameters, make().parameters)
+
+
 def test_a_wrong_device_is_no_fault_of_the_file(tmp_path):
     xpmlp.save(make(), tmp_path / "m")
     with pytest.raises(ValueError, match="device='gpu' is not known"):

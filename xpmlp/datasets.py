@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from xpmlp.errors import unknown_name
+from xpmlp.files import regular
 
 BUILT_IN = ("breast_cancer", "diabetes", "digits", "iris", "wine", "xor")
 _MAX_CLASSES = 20  # more distinct whole numbers than this are taken as a quantity
@@ -99,7 +100,7 @@ def load_table(source: str) -> Table:
     Raises
     ------
     ValueError
-        If it is neither, is empty, or cannot be understood.
+        If it is neither, is empty, is a pipe or a device, or cannot be understood.
     OSError
         If the file cannot be read.
     """
@@ -153,7 +154,7 @@ def _table(name: str, features: list[str], X: Any, y: Any = None) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="", opener=regular) as file:
         try:
             rows = [row for row in csv.reader(file, strict=True) if row]
         except (csv.Error, UnicodeDecodeError) as error:
@@ -220,7 +221,7 @@ def _read_npz(path: Path) -> Table:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         try:
             loaded = np.load(file, allow_pickle=False)
             single = isinstance(loaded, np.ndarray)

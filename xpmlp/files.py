@@ -10,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -76,7 +77,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     from safetensors.numpy import load
 
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= MAX_HEADER:
@@ -110,6 +111,22 @@ def not_ours(path: str | os.PathLike[str], error: Exception) -> ModelFileError:
     return ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})")
 
 
+def regular(path: str, flags: int) -> int:
+    """An opener for `open`, of regular files only: a pipe or a device may never end, or begin.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, `open` says that it is one
+        os.close(descriptor)
+        raise ValueError(f"{path} is no regular file")
+    return descriptor
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
     """Write a file so that at any moment `path` is either the old one or the new one, whole.
 
@@ -121,6 +138,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | bytearray) -
     OSError
         Naming `path`, if it cannot be written. An old file is intact then.
     """
+    path = os.fsdecode(path)
     if os.path.exists(path) and not os.path.isfile(path):
         Path(path).write_bytes(content)
         return
