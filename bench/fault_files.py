@@ -88,6 +88,69 @@ def signed_anew(folder: Path, n: int, seed: int) -> dict[str, Any]:
     return _tried(path, contents(), models_too=True)
 
 
+def checkpoints_signed_anew(folder: Path, n: int, seed: int) -> dict[str, Any]:
+    """A checkpoint changed in its description or in an array, and given the right digest.
+
+    A run that goes on from it has to end with finite parameters, or to be refused, at once and not
+    in the midst of it.
+    """
+    from xpmlp.checkpoint import read_checkpoint
+    from xpmlp.files import write_tensors
+
+    _resumed(folder / "run", None)
+    saved = read_checkpoint(folder / "run")
+    text = json.dumps(saved.description).encode()
+    draw = random.Random(seed)
+    forged = folder / "epoch1-batch1.safetensors"
+    outcomes: Counter[str] = Counter()
+    before = peak_resident_megabytes()
+    while outcomes.total() < n:
+        tensors, description = dict(saved.tensors), saved.description
+        try:
+            if draw.randrange(4):
+                description = json.loads(_mutant(text, draw))
+            else:
+                name = draw.choice(["parameters", *(x for x in tensors if x.startswith("callb"))])
+                tensors[name] = draw.choice(_ARRAY_FAULTS)(tensors[name])
+            write_tensors(forged, tensors, {"format": 2, "checkpoint": description})
+        except (ValueError, TypeError, RecursionError):  # no JSON any more
+            continue
+        outcomes[_outcome(lambda: _resumed(folder / "run", forged))] += 1
+    wanted = ("ModelFileError", "ValueError", "loaded")  # of another run: ValueError
+    return {
+        "tried": outcomes.total(),
+        "held": sum(outcomes[name] for name in wanted),
+        "outcomes": dict(outcomes),
+        "megabytes": peak_resident_megabytes() - before,
+    }
+
+
+_ARRAY_FAULTS: tuple[Callable[[Any], Any], ...] = (
+    lambda array: array * np.nan,
+    lambda array: array[:1],
+    lambda array: array[None],
+    lambda array: array.astype("float32"),
+    lambda array: array.astype("int64"),
+    lambda array: -array,
+)
+
+
+def _resumed(folder: Path, forged: Path | None) -> None:
+    """The second half of a run, or its first half, with checkpoints."""
+    from xpmlp import Checkpoint, Dense, EarlyStopping, GradientNorms, Network, fit
+
+    X = np.random.default_rng(0).standard_normal((24, 3))
+    network = Network(3, [Dense(4, "tanh"), Dense(1)], device="cpu", seed=1)
+    callbacks = [EarlyStopping(), GradientNorms()]
+    fit(
+        network, X[:16], X[:16, 0], loss="squared_error", optimizer="nadam", batch_size=8,
+        validation=(X[16:], X[16:, 0]), epochs=4 if forged else 2, verbose=0, resume=forged,
+        callbacks=callbacks if forged else [*callbacks, Checkpoint(folder, keep=1)],
+    )  # fmt: skip
+    if not np.isfinite(np.asarray(network.parameters)).all():
+        raise ArithmeticError("the network is not finite")
+
+
 def planted_pickles(folder: Path, n: int, seed: int) -> dict[str, Any]:
     """A pickle, and a NumPy file of pickled objects, under every ending; it would leave a trace."""
     from xpmlp import Dense, Network, fit, load

@@ -26,6 +26,9 @@ _WARM_UP = 100
 def killed(folder: Path, n: int, seed: int) -> dict[str, Any]:
     """`kill -9` at random moments, most of them while a checkpoint is written.
 
+    The network is wide and the batches are small, so that most of a run is the writing of files
+    of some megabytes, of which many a kill leaves a part.
+
     A run that was killed goes on from its newest checkpoint, or from the beginning if it had none,
     and has to end with the parameters and the history of one that was left alone. Every second
     run's steps are captured, where Numba is installed.
@@ -62,12 +65,12 @@ def train(folder: Path, captured: bool) -> str:
 
     xpmlp_numpy.SECONDS_TO_CAPTURE = 0.0 if captured else float("inf")
     X, y = _data()
-    layers: list[Any] = [Dense(16, "gelu"), Dropout(0.2), Dense(1, "sigmoid")]
+    layers: list[Any] = [Dense(2_000, "gelu"), Dropout(0.2), Dense(1, "sigmoid")]
     network = Network(X.shape[1], layers, device="cpu", seed=1)
     found = _checkpoints(folder)
     history = fit(
-        network, X[:320], y[:320], loss="log_loss", epochs=EPOCHS, batch_size=16, verbose=0,
-        validation=(X[320:], y[320:]), metrics=["accuracy"],
+        network, X[:40], y[:40], loss="log_loss", epochs=EPOCHS, batch_size=8, verbose=0,
+        validation=(X[40:60], y[40:60]), metrics=["accuracy"],
         callbacks=[EarlyStopping(patience=4), Checkpoint(folder, every=1e-9)],
         resume=folder if found else None,
     )  # fmt: skip

@@ -54,6 +54,9 @@ DRILLS = {
     "its description mutated, signed anew": Drill(
         fault_files.signed_anew, 10_000, "a model, or " + _REFUSED, _LESS
     ),
+    "a checkpoint mutated, signed anew": Drill(
+        fault_files.checkpoints_signed_anew, 5_000, "a finite network, or refused", _LESS
+    ),
     "planted pickles": Drill(fault_files.planted_pickles, 0, "refused, never executed", {}),
     "fit, predict, save, load": Drill(
         fault_runs.cycles, 500, "memory and open files do not grow", {"kilobytes": 10.0}

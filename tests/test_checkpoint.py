@@ -1,5 +1,6 @@
 """Checkpoints: a run that was cut off anywhere goes on to the same bits."""
 
+import json
 import os
 import re
 import signal
@@ -392,12 +393,28 @@ def put(*keys_and_value):
         put("settings", 3),
         put("callbacks", [["EarlyStopping", 3]]),
         put("callbacks", 0, 1, {"best": 3.0}),
+        put("callbacks", 0, 1, "best", "x"),
+        put("callbacks", 0, 1, "best", True),
+        put("callbacks", 0, 1, "best_epoch", None),
+        put("callbacks", 0, 1, "more", 1),
+        put("callbacks", 0, 1, "parameters", {"array": [1.0], "dtype": "float64"}),
+        put("callbacks", 1, 1, "norms", 3),
+        put("callbacks", 1, 1, "norms", [["x"]]),
+        put("step", 3),
+        put("losses", ["nan"] * 5),
+        put("mu_product", 1e9),
+        put("history", {"mapping": []}),
+        put("history", {"mapping": [["x", [1.0, 2.0]]]}),
         lambda d, tensors: tensors.pop("parameters"),
         lambda d, tensors: tensors.pop("optimizer.m"),
         lambda d, tensors: tensors.update({"optimizer.m": np.zeros(3)}),
         lambda d, tensors: tensors.update({"callback9.x": np.zeros(3)}),
         lambda d, tensors: tensors.update({"x": np.zeros(3)}),
         lambda d, tensors: tensors.update({"callback0.parameters": np.zeros(3)}),
+        lambda d, tensors: tensors.update({"callback0.parameters": np.zeros(1)}),
+        lambda d, tensors: tensors.update({"callback0.parameters": np.full(65, np.nan)}),
+        lambda d, tensors: tensors.update({"callback0.parameters": np.zeros(65, "float32")}),
+        lambda d, tensors: tensors.update({"parameters": np.full(65, np.inf)}),
     ],
 )
 def test_changed_checkpoints_are_refused(tmp_path, change):
@@ -409,6 +426,152 @@ def test_changed_checkpoints_are_refused(tmp_path, change):
     write_tensors(newest, tensors, description)
     with pytest.raises(ModelFileError, match=re.escape(newest.name)):
         run(tmp_path, resume=newest)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_best", "x"),
+        ("_best", {"tuple": ["val_score"]}),
+        ("n_iter_", "x"),
+        ("loss_curve_", ["x"]),
+        ("rate", [0.1]),
+        ("improved", 1),
+        ("history", 3),
+        ("best_parameters", np.full(57, np.nan)),
+        ("best_parameters", np.zeros((1, 57))),
+    ],
+)
+def test_changed_checkpoints_of_estimators_are_refused(tmp_path, name, value):
+    def fitted(**options):
+        model = MLPClassifier(
+            (7,), max_iter=2, random_state=0, solver="sgd", early_stopping=True, **options
+        )
+        return lambda **resume: model.fit(X, Y, **resume)
+
+    fitted(callbacks=[Checkpoint(tmp_path, keep=1)])()
+    (file,) = tmp_path.iterdir()
+    tensors, description = read_tensors(file)
+    if isinstance(value, np.ndarray):
+        tensors[f"callback0.{name}"] = value
+    else:
+        remembered = description["checkpoint"]["callbacks"][0][1]
+        assert name in remembered
+        remembered[name] = value
+    write_tensors(file, tensors, description)
+    with pytest.raises(ModelFileError, match=re.escape(file.name)):
+        fitted()(resume=file)
+
+
+class Own(Callback):
+    """A callback of a user's: `kept` is as it is after `on_start`, and later the other."""
+
+    def __init__(self, kept, later):
+        self.kept, self.later = kept, later
+
+    def on_batch(self, run):
+        self.kept = self.later
+
+    def state(self):
+        return {"kept": self.kept}
+
+    def restore(self, state):
+        self.kept = state["kept"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "later", "forged"),
+    [
+        (None, 3, np.zeros(3)),
+        (None, "text", np.zeros(3)),
+        (3, 2.5, "3"),
+        (True, False, 0),
+        ("a", "b", 3),
+        ([], [1, "a", None], {"tuple": [1]}),
+        ((1, "a"), (2, "b"), {"tuple": [1, 2]}),
+        ({}, {"a": 1}, []),
+        (np.zeros(2), np.ones(2), np.ones(3)),
+    ],
+    ids=str,
+)
+def test_what_a_callback_wrote_it_is_given_back_and_nothing_else(tmp_path, kept, later, forged):
+    def trained(resume=None):
+        callbacks = [Own(kept, later if resume is None else None), Checkpoint(tmp_path, keep=1)]
+        network = make()
+        fit(network, X, Y, loss="log_loss", epochs=1 if resume is None else 2, batch_size=203,
+            callbacks=callbacks, verbose=0, resume=resume)  # fmt: skip
+
+    trained()
+    (file,) = tmp_path.iterdir()
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Own, "restore", lambda self, state: given.append(state["kept"]))
+        patch.setattr(Own, "on_batch", Callback.on_batch)
+        content = file.read_bytes()
+        trained(file)
+        np.testing.assert_equal(given, [later])
+        tensors, description = read_tensors_of(content, tmp_path / "x")
+        plain = description["checkpoint"]["callbacks"][0][1]
+        tensors.pop("callback0.kept", None)
+        plain.pop("kept", None)
+        if isinstance(forged, np.ndarray):
+            tensors["callback0.kept"] = forged
+        else:
+            plain["kept"] = forged
+        write_tensors(file, tensors, description)
+        with pytest.raises(ModelFileError, match="kept of Own is of another kind than"):
+            trained(file)
+
+
+def read_tensors_of(content, path):
+    path.write_bytes(content)
+    return read_tensors(path)
+
+
+def test_an_array_of_a_callback_that_is_not_finite_reaches_no_checkpoint(tmp_path):
+    callbacks = [Own(np.zeros(2), np.array([1.0, np.nan])), Checkpoint(tmp_path)]
+    with pytest.raises(ValueError, match=r"callback0.kept of a checkpoint must be finite"):
+        fit(make(), X, Y, loss="log_loss", epochs=1, callbacks=callbacks, verbose=0)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (0, "PCG64"),
+        (1, [0] * 624),
+        (1, [1] * 623),
+        (1, [1.5] * 624),
+        (1, [2**32] * 624),
+        (2, 10**6),
+        (2, 625),
+        (2, -5),
+        (2, 1.0),
+        (3, 2),
+        (4, float("nan")),
+        (4, 10**400),
+        (4, None),
+    ],
+)
+def test_a_random_state_that_is_none_is_refused(tmp_path, entry, value):
+    def fitted(*callbacks, **options):
+        return MLPClassifier((3,), max_iter=2, random_state=0, callbacks=[*callbacks]).fit(
+            X, Y, **options
+        )
+
+    fitted(Checkpoint(tmp_path, keep=1))
+    (file,) = tmp_path.iterdir()
+    tensors, description = read_tensors(file)
+    settings = description["checkpoint"]["settings"]
+    words = json.loads(settings["random state"])
+    words[entry] = value
+    for text in (json.dumps(words), "[" * 10**5, "3"):
+        settings["random state"] = text
+        write_tensors(file, tensors, description)
+        with pytest.raises(ModelFileError, match="not a checkpoint of an estimator"):
+            fitted(resume=file)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

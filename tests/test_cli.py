@@ -12,6 +12,8 @@ import pytest
 
 import xpmlp
 from xpmlp.cli import main
+from xpmlp.datasets import load_table
+from xpmlp.experiment import encode_target
 
 FAST = ["--epochs", "3", "--device", "cpu", "--quiet"]
 
@@ -264,6 +266,17 @@ def test_csv_with_a_byte_order_mark_quotes_and_windows_lines(capsys):
     assert "1 features" in capsys.readouterr().out
 
 
+def test_a_long_cell_does_not_make_its_column_wide(capsys):
+    rows = [["a", "b"], *([i, "xy"[i % 2]] for i in range(20_000)), [0, "z" * 130_000]]
+    write_csv("d.csv", rows)
+    column = load_table("d.csv").column("b")
+    assert column[0] == "x"
+    assert column.nbytes < 10**6
+    assert [len(name) for name in encode_target(load_table("d.csv"), "b", "auto")[0]] == [
+        1, 1, 130_000,
+    ]  # fmt: skip
+
+
 def test_csv_without_a_header(capsys):
     Path("d.csv").write_text("".join(f"{i},{i / 7},{i % 2}\n" for i in range(20)))
     assert run("train", "d.csv", *FAST) == 0
@@ -292,6 +305,23 @@ def test_damaged_numpy_files(capsys, name, content):
 def test_numpy_files_that_do_not_suit(capsys, arrays, message):
     np.savez("d.npz", **arrays)
     assert message in refused(capsys, "train", "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape", "message"),
+    [
+        ("|S0", (10**12, 1), "must hold real numbers or text, got |S0"),
+        ("<U0", (1, 10**12), "must hold real numbers or text, got <U0"),
+        ("<f8", (0, 10**12), "must have rows and columns, got shape (0, 1000000000000)"),
+        ("<f8", (10**12, 0), "must have rows and columns"),
+        ("<f8", (10**12, 10**12), "cannot be read as a NumPy file"),
+    ],
+)
+def test_numpy_files_of_no_bytes_are_refused_at_once(capsys, descr, shape, message):
+    with open("d.npy", "wb") as file:
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+    assert message in refused(capsys, "train", "d.npy")
 
 
 def test_uint8_files_are_trained_in_float64(capsys):

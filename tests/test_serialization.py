@@ -22,7 +22,7 @@ from xpmlp import (
     NonFiniteLossError,
 )
 from xpmlp.activations import ACTIVATIONS, ELU
-from xpmlp.files import read_tensors, write_atomically, write_tensors
+from xpmlp.files import decode, encode, read_tensors, write_atomically, write_tensors
 from xpmlp.initializers import INITIALIZERS, Normal
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
@@ -135,6 +135,30 @@ def test_an_interrupt_leaves_no_half_a_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    from xpmlp.datasets import load_table
+
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("m", "pipe"), ("d.csv", "pipe"), ("d.npy", "pipe"), ("z.csv", None)):
+        (tmp_path / name).symlink_to(tmp_path / target if target else "/dev/zero")
+        for read in (xpmlp.load, xpmlp.checkpoint.read_checkpoint):
+            with pytest.raises(ModelFileError, match="is no regular file"):
+                read(tmp_path / name)
+        if "." in name:
+            with pytest.raises(ValueError, match="is no regular file"):
+                load_table(str(tmp_path / name))
+    with pytest.raises(IsADirectoryError):
+        xpmlp.load(tmp_path)
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    path = os.fsencode(tmp_path / "m")
+    xpmlp.save(make(), path)
+    xpmlp.save(make(), path)
+    assert os.listdir(tmp_path) == ["m"]
+    np.testing.assert_array_equal(xpmlp.load(path, "cpu").parameters, make().parameters)
+
+
 def test_a_wrong_device_is_no_fault_of_the_file(tmp_path):
     xpmlp.save(make(), tmp_path / "m")
     with pytest.raises(ValueError, match="device='gpu' is not known"):
@@ -187,7 +211,7 @@ def put(key, value):
         put("layers", 3),
         put("n_features", 4),
         put("n_features", "3"),
-        put("n_features", 10**400),
+        put("n_features", 10**38),
         put(
             "layers",
             [
@@ -291,6 +315,60 @@ def test_too_long_a_description_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a file has room for 300"):
         xpmlp.save(make(), tmp_path / "m")
     assert os.listdir(tmp_path) == []
+
+
+# --- What would take long, or could not be computed with ------------------------------------------
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (deep(100), "more than 64 levels deep"),
+        (deep(500), "more than 64 levels deep"),
+        (deep(900), "damaged"),
+        ([10**400], "more than 128 bits"),
+        ({"\ud800": 1}, "surrogates not allowed"),
+        (float("inf"), "a number is inf"),
+        (float("nan"), "a number is nan"),
+    ],
+    ids=str,
+)
+def test_plain_data_is_bounded(tmp_path, monkeypatch, value, message):
+    with pytest.raises(ValueError, match=message if message != "damaged" else "deep"):
+        write_tensors(tmp_path / "m", {}, {"seed": value})
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr("xpmlp.files._check_plain", lambda value: None)
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, allow_nan: dumps(value))
+    write_tensors(tmp_path / "m", {}, {"seed": value})
+    monkeypatch.undo()
+    with pytest.raises(ModelFileError, match=message):
+        xpmlp.load(tmp_path / "m", "cpu")
+
+
+def test_seeds_of_many_bits_survive(tmp_path):
+    xpmlp.save(Network(1, [Dense(1)], seed=2**128 - 1, device="cpu"), tmp_path / "m")
+    assert xpmlp.load(tmp_path / "m", "cpu").seed == 2**128 - 1
+
+
+@pytest.mark.parametrize("key", [(2**61 - 1) * 2**9, {"tuple": [(2**61 - 1)]}, None, []])
+def test_keys_of_one_hash_are_refused(key):
+    with pytest.raises(ValueError, match="a key must be text or a number of at most 64 bits"):
+        decode({"mapping": [[key, 1]]})
+
+
+def test_keys_that_labels_may_be_survive():
+    keys = {2**64 - 1: 1, -(2**63): 2, "a": 3, True: 4, 0.5: 5, np.int8(7): 6, np.str_("b"): 7}
+    assert decode(encode(keys)) == keys
+    with pytest.raises(ValueError, match="a key must be"):
+        encode({(1, 2): 3})
 
 
 # --- Estimators and earlier formats --------------------------------------------------------------
@@ -400,6 +478,21 @@ def nested(*keys_and_value):
         nested("estimator", "fitted", "n_features_in_", 7),
         nested("estimator", "fitted", "n_outputs_", 7),
         nested("estimator", "fitted", "__class__", "x"),
+        nested("estimator", "fitted", "n_iter_", "x"),
+        lambda d: d["estimator"]["fitted"].pop("n_iter_"),
+        nested("estimator", "fitted", "t_", True),
+        nested("estimator", "fitted", "loss_curve_", 3),
+        nested("estimator", "fitted", "loss_curve_", ["x"]),
+        nested("estimator", "fitted", "_best", 3),
+        nested("estimator", "fitted", "_best", {"tuple": ["loss"]}),
+        *(
+            nested("estimator", "fitted", "feature_names_in_", {"array": a, "dtype": "object"})
+            for a in (["a", "b"], ["a", "b", 3])
+        ),
+        nested("precision", "x"),
+        nested("format", True),
+        nested("format", 2.0),
+        nested("estimator", "labels", "several", 0),
         nested("estimator", "fitted", "predict", 3),
         nested("estimator", "labels", {}),
         nested("estimator", "labels", "classes", {"array": [1, 2, 3], "dtype": "int64"}),
@@ -419,6 +512,35 @@ def test_changed_estimators_are_refused(tmp_path, change):
     rewrite(tmp_path / "m", change)
     with pytest.raises(ModelFileError, match="m "):
         xpmlp.load(tmp_path / "m", "cpu")
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_text_far_longer_than_the_rest_asks_for_no_memory(tmp_path):
+    model = MLPClassifier((3,), max_iter=1, random_state=0).fit(X, [0, 1, 0, 1, 0, 1])
+    texts = ["a" * 30_000, *map(str, range(60_000))]
+    for dtype in ("str", "object"):
+        with pytest.raises(ValueError, match="one is 30,000 characters long, far longer than most"):
+            encode(np.array(texts[:2000], dtype))
+    xpmlp.save(model, tmp_path / "m")
+    for dtype in ("str", "object"):
+        classes = {"array": texts, "dtype": dtype}
+        rewrite(tmp_path / "m", nested("estimator", "labels", "classes", classes))
+        with pytest.raises(ModelFileError, match="far longer than most"):
+            xpmlp.load(tmp_path / "m", "cpu")
+    rewrite(tmp_path / "m", nested("estimator", "labels", "classes", texts))
+    with pytest.raises(ModelFileError, match="must be an array"):
+        xpmlp.load(tmp_path / "m", "cpu")
+
+
+@pytest.mark.parametrize("array", [3, "ab", ["a", 3], [["a"]], [["a"], ["b"]]])
+def test_arrays_are_vectors_of_their_type(array):
+    with pytest.raises(ValueError, match="an array"):
+        decode({"array": array, "dtype": "str"})
+
+
+def test_one_long_name_among_short_ones_survives():
+    names = np.array(["a" * 300, *map(str, range(900))])
+    np.testing.assert_array_equal(decode(encode(names)), names)
 
 
 FILES = Path(__file__).parent / "files"

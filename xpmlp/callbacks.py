@@ -53,7 +53,9 @@ class Callback:
     def state(self) -> dict[str, Any]:
         """What a :class:`xpmlp.Checkpoint` keeps of this callback, by name.
 
-        Arrays of the network's device, numbers, text, None, and lists of such. A callback that
+        Arrays of the network's device, finite ones, numbers, text, None, and lists of such. Where
+        a run goes on, they must have the names and kinds, and arrays the shapes and dtypes, that
+        they have right after `on_start`; what is None there may be anything. A callback that
         remembers nothing, or may begin anew where a run goes on, has none.
         """
         return {}
@@ -178,7 +180,8 @@ class GradientNorms(Callback):
         return {"norms": self.norms, "epochs": self.epochs}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.norms[:], self.epochs[:] = state["norms"], state["epochs"]
+        norms = [[float(norm) for norm in norms] for norms in state["norms"]]
+        self.norms[:], self.epochs[:] = norms, [int(epoch) for epoch in state["epochs"]]
 
     def on_epoch(self, run: Run) -> None:
         backend, dtype = run.network.backend, run.network.policy.accumulate

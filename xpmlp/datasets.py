@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from xpmlp.errors import unknown_name
+from xpmlp.files import regular
 
 BUILT_IN = ("breast_cancer", "diabetes", "digits", "iris", "wine", "xor")
 _MAX_CLASSES = 20  # more distinct whole numbers than this are taken as a quantity
@@ -99,7 +100,7 @@ def load_table(source: str) -> Table:
     Raises
     ------
     ValueError
-        If it is neither, is empty, or cannot be understood.
+        If it is neither, is empty, is a pipe or a device, or cannot be understood.
     OSError
         If the file cannot be read.
     """
@@ -153,7 +154,7 @@ def _table(name: str, features: list[str], X: Any, y: Any = None) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="", opener=regular) as file:
         try:
             rows = [row for row in csv.reader(file, strict=True) if row]
         except (csv.Error, UnicodeDecodeError) as error:
@@ -181,7 +182,8 @@ def _read_csv(path: Path) -> Table:
 def _column(cells: tuple[str, ...]) -> Any:
     numbers = [_number(cell) for cell in cells]
     if any(number is None for number in numbers):
-        return np.array([cell.strip() for cell in cells])
+        # Of objects: an array of text is as wide, in every row, as its longest cell.
+        return np.array([cell.strip() for cell in cells], dtype=object)
     return np.array(numbers, dtype=float)
 
 
@@ -209,7 +211,7 @@ def _read_npz(path: Path) -> Table:
         given = "one array" if isinstance(arrays, np.ndarray) else ", ".join(arrays) or "none"
         raise ValueError(f"{path} must hold an array named X and, for training, y; got {given}")
     X = arrays["X"]
-    if X.ndim < 1 or X.size == 0:
+    if X.ndim < 1:
         raise ValueError(f"{path}: X must have rows and columns, got shape {X.shape}")
     X = X.reshape(len(X), -1)
     y = arrays.get("y")
@@ -219,7 +221,7 @@ def _read_npz(path: Path) -> Table:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         try:
             loaded = np.load(file, allow_pickle=False)
             single = isinstance(loaded, np.ndarray)
@@ -227,8 +229,11 @@ def _load(path: Path) -> Any:
         except (ValueError, EOFError, OSError, MemoryError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as a NumPy file ({error})") from None
     for name, array in arrays.items():
-        if array.dtype.kind not in "biufSU":
+        # Text of no width has any number of rows in no bytes, as have rows without columns.
+        if array.dtype.kind not in "biufSU" or not array.dtype.itemsize:
             raise ValueError(f"{path}: {name} must hold real numbers or text, got {array.dtype}")
+        if array.size == 0:
+            raise ValueError(f"{path}: {name} must have rows and columns, got shape {array.shape}")
     arrays = {
         name: np.char.decode(array) if array.dtype.kind == "S" else array
         for name, array in arrays.items()

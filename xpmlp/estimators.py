@@ -243,7 +243,9 @@ class MLPClassifier(ClassifierMixin, MLP):
     def _restore_labels(self, labels: dict[str, Any]) -> None:
         if labels.keys() != {"classes", "several"}:
             raise ValueError("it has no classes")
-        classes, several = np.asarray(labels["classes"]), bool(labels["several"])
+        classes, several = labels["classes"], labels["several"]
+        if not isinstance(classes, np.ndarray) or not isinstance(several, bool):
+            raise ValueError("its classes must be an array")
         n, softmax = len(classes), self.out_activation_ == "softmax"
         if (
             n == 0

@@ -29,7 +29,7 @@ def encode_target(table: Table, target: str, task: str) -> tuple[list[Any] | Non
     labels = table.column(target)
     if task == "regression" or (task == "auto" and not is_class_target(labels)):
         return None, table.features([target])[:, 0].astype(float)
-    missing = labels == "" if labels.dtype.kind == "U" else ~np.isfinite(labels)
+    missing = labels == "" if labels.dtype.kind in "UO" else ~np.isfinite(labels)
     if missing.any():
         row = int(np.flatnonzero(missing)[0]) + 1
         raise ValueError(f"target column {target!r} of {table.name} has no value in data row {row}")

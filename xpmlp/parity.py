@@ -91,12 +91,27 @@ def rewound(saved: Saved) -> np.random.RandomState:
     Raises
     ------
     ModelFileError
-        If the checkpoint is of no estimator.
+        If the checkpoint is of no estimator, or holds what is no state of a generator.
     """
     random_state = np.random.RandomState()
     try:
-        random_state.set_state(json.loads(saved.description["settings"]["random state"]))
-    except (KeyError, TypeError, ValueError) as error:
+        kind, keys, place, has_gauss, gauss = json.loads(
+            saved.description["settings"]["random state"]
+        )
+        # NumPy reads beyond its memory where a state says so.
+        if not (
+            kind == "MT19937"
+            and len(keys) == 624
+            and all(type(key) is int and 0 <= key < 2**32 for key in keys)
+            and any(keys)
+            and type(place) is int
+            and 0 <= place <= 624
+            and has_gauss in (0, 1)
+            and math.isfinite(gauss)
+        ):
+            raise ValueError("no state of MT19937")
+        random_state.set_state((kind, keys, place, int(has_gauss), float(gauss)))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{saved.path} is not a checkpoint of an estimator") from error
     return random_state
 
@@ -224,9 +239,9 @@ class Epochs(Callback):
 
     def state(self) -> dict[str, Any]:
         estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
-        kept = {
-            name: getattr(estimator, name) for name in sorted(_GROWING) if hasattr(estimator, name)
-        }
+        kept = {name: getattr(estimator, name, None) for name in sorted(_GROWING)}
+        kept = {name: value for name, value in kept.items() if value is not None}
+        kept |= {"loss_": getattr(estimator, "loss_", math.nan)}  # also before the first epoch
         kept |= {"history": estimator.history_.to_dict(), "improved": self.improved}
         if isinstance(rate, Rate):
             kept["rate"] = rate.value
@@ -237,7 +252,8 @@ class Epochs(Callback):
     def restore(self, state: dict[str, Any]) -> None:
         estimator, rate = self.estimator, self.estimator._optimizer.learning_rate
         for name in _GROWING & state.keys():
-            setattr(estimator, name, state[name])
+            value = state[name]
+            setattr(estimator, name, [*map(float, value)] if isinstance(value, list) else value)
         estimator.history_ = History.of(state["history"])
         self.improved = state["improved"]
         if isinstance(rate, Rate):

@@ -21,7 +21,7 @@ from xpmlp.initializers import INITIALIZERS
 from xpmlp.layers import Dense, Dropout, Layer
 from xpmlp.losses import LOSSES
 from xpmlp.names import build, describe
-from xpmlp.network import Network, rebuild
+from xpmlp.network import OF_FLOAT32, Network, rebuild
 from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline
 from xpmlp.schedules import SCHEDULES
@@ -44,12 +44,20 @@ _TABLES: dict[str, Mapping[str, type[Any]]] = {
     "schedule": SCHEDULES,
 }
 _ESTIMATORS = ("MLPClassifier", "MLPRegressor")
-# What an estimator knows after a fit, besides its network, classes and history.
-_FITTED = (
-    "n_features_in_", "feature_names_in_", "n_outputs_", "n_iter_", "t_", "loss_", "loss_curve_",
-    "best_loss_", "validation_scores_", "best_validation_score_", "_best",
-    "_no_improvement_count",
-)  # fmt: skip
+# What an estimator knows after a fit, besides its network, classes and history: after every one,
+# and, depending on the solver and the data, besides.
+_ALWAYS: dict[str, Any] = {"n_features_in_": int, "n_outputs_": int, "n_iter_": int, "t_": int}
+_FITTED: dict[str, Any] = {
+    **_ALWAYS,
+    "feature_names_in_": np.ndarray,
+    "loss_": (int, float),
+    "loss_curve_": list,
+    "best_loss_": (int, float, type(None)),
+    "validation_scores_": (list, type(None)),
+    "best_validation_score_": (int, float, type(None)),
+    "_best": tuple,
+    "_no_improvement_count": int,
+}
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
@@ -122,7 +130,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
     tensors, description = read_tensors(path)
     written_in = description.pop("format", None)
     signed = description.pop("sha256", None) is not None
-    if written_in not in (1, FORMAT):
+    if type(written_in) is not int or written_in not in (1, FORMAT):
         raise ModelFileError(f"{path} has format {written_in!r}, this version reads 1 to {FORMAT}")
     try:
         if not signed and written_in != 1:
@@ -165,6 +173,8 @@ def describe_network(network: Network) -> dict[str, Any]:
 def _build_network(tensors: dict[str, Any], description: Any, backend: Any) -> Network:
     """Takes the parameters out of `tensors`."""
     _check("the network", description, _NETWORK)
+    if description["precision"] not in ("ieee", *OF_FLOAT32):
+        raise ValueError(f"precision {description['precision']!r} is not known")
     layers = [_build_layer(layer) for layer in description["layers"]]
     parameters = tensors.pop("parameters")
     expected, dtype = (_count(description["n_features"], layers),), description["dtype"]
@@ -284,15 +294,31 @@ def _build_estimator(network: Network, described: Any) -> Any:
         raise ValueError(f"its class {described['class']!r} is not known")
     parameters = {name: _decode(value) for name, value in described["parameters"].items()}
     model = getattr(estimators, described["class"])(**parameters)
-    unknown = described["fitted"].keys() - {*_FITTED}
-    if unknown:
-        raise ValueError(f"attributes {', '.join(sorted(unknown))} are not known")
     fitted = {name: _decode(value) for name, value in described["fitted"].items()}
+    _check("what it has learnt", fitted, {
+        name: kind for name, kind in _FITTED.items() if name in {*_ALWAYS, *fitted}
+    })  # fmt: skip
+    _check_learnt(fitted)
     _check("the history", described["history"], {"values": dict, "stopped": (str, type(None))})
     history = History.of(_decode(described["history"]["values"]), described["history"]["stopped"])
     labels = {name: _decode(value) for name, value in described["labels"].items()}
     model._restore(network, fitted, history, labels)
     return model
+
+
+def _check_learnt(fitted: dict[str, Any]) -> None:
+    """Refuse what is within those lists, tuples and arrays, where it is of another type."""
+    for name in ("loss_curve_", "validation_scores_"):
+        if not all(type(value) in (int, float) for value in fitted.get(name) or ()):
+            raise ValueError(f"{name} holds what are no numbers")
+    best = fitted.get("_best", ("", 0.0))
+    if [type(value) for value in best] not in ([str, float], [str, int]):
+        raise ValueError("_best is not a key and a number")
+    names = fitted.get("feature_names_in_")
+    if names is not None and (
+        len(names) != fitted["n_features_in_"] or not all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError("feature_names_in_ are not the names of its features")
 
 
 # --- Objects in plain data -----------------------------------------------------------------------

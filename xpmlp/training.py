@@ -24,7 +24,7 @@ from xpmlp.errors import (
     check_number,
     warn_user,
 )
-from xpmlp.files import decode, encode
+from xpmlp.files import check_alike, decode, encode, is_finite
 from xpmlp.history import History
 from xpmlp.losses import LOSSES, LogLoss, Loss
 from xpmlp.metrics import Metric, get_metric
@@ -307,9 +307,8 @@ class Run:
             for callback in callbacks:
                 callback.on_start(self)
                 ends.callback(callback.on_end, self)
-            for index, state in remembered.items():
-                with _readable(saved):
-                    self._remembering[index].restore(state)
+            if saved is not None:
+                self._restore(saved, remembered)
             with _interruptible(self):
                 self._begun = True
                 for epoch in range(self.epoch, self.epochs):
@@ -411,6 +410,11 @@ class Run:
         """All that it takes to go on from here: NumPy arrays and plain data.
 
         None where a loss, the parameters or the optimizer's state are not finite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a callback remembers what no checkpoint can hold.
         """
         backend, state = self.network.backend, self._step.state
         losses = self._losses_of_epoch()
@@ -439,7 +443,11 @@ class Run:
             "history": encode(self.history.to_dict()),
             "callbacks": remembered,
         }
-        return {name: backend.to_host(array) for name, array in arrays.items()}, description
+        tensors = {name: backend.to_host(array) for name, array in arrays.items()}
+        for name, array in tensors.items():
+            if name.startswith("callback") and not is_finite(array):
+                raise ValueError(f"{name} of a checkpoint must be finite: see Callback.state")
+        return tensors, description
 
     @cached_property
     def _all_settings(self) -> dict[str, Any]:
@@ -465,11 +473,19 @@ class Run:
         backend, state, found = self.network.backend, self._step.state, saved.description
         with _readable(saved):
             position = [found[name] for name in ("epoch", "done", "step")]
-            (epoch, done, step), losses = position, [float(loss) for loss in found["losses"]]
-            possible = epoch >= 0 and 0 <= done <= self.n_batches and step >= 0
+            (epoch, done, step), losses = position, found["losses"]
+            possible = epoch >= 0 and 0 <= done <= self.n_batches
+            possible = possible and step == state.step + epoch * self.n_batches + done
             if not possible or len(losses) != done or any(type(n) is not int for n in position):
                 raise ValueError("its position is not in this run")
-            history, mu_product = History.of(decode(found["history"])), float(found["mu_product"])
+            mu_product = found["mu_product"]
+            if any(type(value) is not float for value in (*losses, mu_product)):
+                raise ValueError("its losses are no numbers")
+            if not 0.0 <= mu_product <= 1.0:
+                raise ValueError("its product of momenta is not between 0 and 1")
+            history = History.of(decode(found["history"]))
+            if history.n_epochs != epoch or (epoch and not history.keys() >= self.better.keys()):
+                raise ValueError("its history is not that of its epochs")
             remembered: dict[int, dict[str, Any]] = {
                 index: {name: decode(value) for name, value in plain.items()}
                 for index, (_, plain) in enumerate(found["callbacks"])
@@ -482,10 +498,13 @@ class Run:
                 targets.append((tensors.pop("gradient"), self._step.grad))
             for name, array in tensors.items():
                 index, _, key = name.removeprefix("callback").partition(".")
-                remembered[int(index)][key] = array
+                if remembered[int(index)].setdefault(key, array) is not array:
+                    raise ValueError(f"{name} is there twice")
             for array, target in targets:
                 if array.shape != tuple(target.shape) or array.dtype != self.network.dtype:
                     raise ValueError("its arrays are not of this network")
+            if not is_finite(saved.tensors["parameters"]):
+                raise ValueError("its parameters are not finite")
         if epoch >= self.epochs:
             raise ValueError(
                 f"epochs must be at least {epoch + 1}, where resume={str(saved.path)!r} stands, "
@@ -512,6 +531,22 @@ class Run:
         """Callbacks that have a state."""
         return [one for one in self._callbacks if type(one).state is not Callback.state]
 
+    def _restore(self, saved: Saved, remembered: dict[int, dict[str, Any]]) -> None:
+        """Give the callbacks what they remember, if all of it is of the kind it has now."""
+        callbacks = self._remembering
+        started = {index: callbacks[index].state() for index in remembered}
+        owns, to_host = self.network.backend.owns, self.network.backend.to_host
+        with _readable(saved):
+            for index, state in remembered.items():
+                name, now = type(callbacks[index]).__name__, started[index]
+                if state.keys() != now.keys():
+                    raise ValueError(f"{name} remembers {', '.join(now)}, not {', '.join(state)}")
+                for key, value in now.items():
+                    start = to_host(value) if owns(value) else decode(encode(value))
+                    check_alike(f"{key} of {name}", state[key], start)
+            for index, state in remembered.items():
+                callbacks[index].restore(state)
+
     def _fail(self, batch: int, value: float) -> None:
         raise NonFiniteLossError(
             f"the loss became {value} in epoch {self.epoch + 1}, batch {batch + 1} of "
@@ -520,12 +555,11 @@ class Run:
 
 
 @contextmanager
-def _readable(saved: Saved | None) -> Iterator[None]:
+def _readable(saved: Saved) -> Iterator[None]:
     """Say of what a checkpoint cannot be understood as that it is so."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        assert saved is not None
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
             f"{saved.path} is not a checkpoint of this run, or is damaged ({error})"
         ) from error
