@@ -51,7 +51,9 @@ def eagerly(monkeypatch):
 
 
 def train(case: Case, dtype: str, epochs: int = 3):
-    X, y, weight = (None if x is None else x.astype(dtype) for x in sample(case))
+    X, y, weight = sample(case)
+    X, y = X.astype(dtype), y if case.labels else y.astype(dtype)
+    weight = None if weight is None else weight.astype(dtype)
     network = Network(X.shape[1], case.layers, device="cpu", dtype=dtype, seed=3)
     history = fit(
         network, X, y, loss=case.loss, optimizer=case.optimizer, epochs=epochs, batch_size=16,
