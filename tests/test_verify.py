@@ -676,13 +676,39 @@ def test_a_disagreement_is_exit_code_1(capsys, monkeypatch):
 def test_one_participant_is_nothing_to_compare(capsys, tmp_path):
     path = tmp_path / "v.json"
     code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "1", "--json", str(path))
-    assert code == 0
+    assert code == 2
     assert "All agree" not in out
     assert "Nothing was compared: there is one participant." in out
     assert json.loads(path.read_text())[0]["agree"] is False
     code, _, err = run(capsys, "--backends", "numpy:cpu", "--plot", str(tmp_path / "p.png"))
     assert code == 2
     assert "--plot needs two adapters" in err
+
+
+def test_what_is_left_out_is_said_with_its_reason(capsys, monkeypatch):
+    two = {"numpy:cpu": Numpy("cpu"), "other": Numpy("cpu")}
+    state = {"numpy": "usable", "beads": "no beads were found"}
+    monkeypatch.setattr("xpmlp.cli.participants", lambda: two)
+    monkeypatch.setattr("xpmlp.cli.available_backends", lambda: state)
+    monkeypatch.setattr("xpmlp.cli.compare_runs", lambda group, **_: verify(group, dtypes=()))
+    monkeypatch.setattr("xpmlp.verify.check_backend", lambda backend: {})
+    code, out, _ = run(capsys)
+    assert code == 2  # no dtype, no comparison
+    assert out.startswith("left out: beads (no beads were found)\n")
+
+
+def test_the_same_adapter_twice_is_a_users_error(capsys):
+    code, _, err = run(capsys, "--backends", "numpy:cpu,numpy:cpu")
+    assert code == 2
+    assert "--backends names 'numpy:cpu' more than once" in err
+
+
+@pytest.mark.skipif("array-api-strict" not in BACKENDS, reason="array-api-strict is missing")
+def test_the_reference_against_itself_is_nothing_to_compare(capsys):
+    code, out, err = run(capsys, "--backends", "array-api-strict", "--against", "reference")
+    assert code == 2
+    assert "left out: array-api-strict (it is its library's reference path)" in out
+    assert "nothing to compare" in err
 
 
 def test_a_participant_that_breaks_is_not_said_to_agree():

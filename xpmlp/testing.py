@@ -53,6 +53,7 @@ __all__ = [
     "counted_transfers",
     "finite_differences",
     "library_rules",
+    "overrides",
     "parameter_names",
     "participants",
     "reference_of",
@@ -156,6 +157,17 @@ def participants() -> dict[str, Backend]:
     if find_spec("array_api_strict"):
         found["array-api-strict"] = strict_backend()
     return dict(sorted(found.items(), key=lambda item: item[0] != "numpy:cpu"))
+
+
+def overrides(backend: Backend) -> set[str]:
+    """The primitives that an adapter does not leave to the reference implementation."""
+    primitives = {"elementwise", "functions", "total", "total_squares", "fill_uniform", "matmul"}
+    primitives |= PRIMITIVES.keys()
+    adapter = type(backend)
+    return {
+        name for name in primitives
+        if getattr(adapter, name, None) is not getattr(ReferenceBackend, name)
+    }  # fmt: skip
 
 
 def reference_of(backend: Backend) -> Backend:
