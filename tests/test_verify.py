@@ -613,14 +613,14 @@ if "torch" in BACKENDS:
         steps = 12
 
         def open(self):
-            return get_backend("cpu", "torch")
+            return BACKENDS["torch"]
 
 
 if "cupy" in BACKENDS:
 
     class TestCupy(BackendTests):
         def open(self):
-            return get_backend("cuda", "cupy")
+            return BACKENDS["cupy"]
 
 
 # --- The command --------------------------------------------------------------------------------

@@ -322,6 +322,8 @@ class Report:
         styles = {"float64": "-", "float32": "--"}
         pairs = list(dict.fromkeys(found.pair for found in self.comparisons))
         for found in self.comparisons:
+            if not any(found.drift):  # there is no line, so nothing to explain
+                continue
             ax.plot(
                 range(1, len(found.drift) + 1),
                 [value or math.nan for value in found.drift],  # log axes have no zero
@@ -338,9 +340,11 @@ class Report:
         ax.set_xlabel("step")
         ax.set_ylabel("relative difference of the parameters (grey: allowed)")
         ax.grid(alpha=0.3)
-        ax.legend(
-            frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
-        )
+        if any(any(found.drift) for found in self.comparisons):
+            ax.legend(
+                frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0),
+                ncols=2,
+            )  # fmt: skip
         return ax
 
 
