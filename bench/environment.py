@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = (
     "xpmlp", "numpy", "scipy", "scikit-learn", "array-api-compat", "numba", "torch", "jax",
-    "jaxlib", "onnxruntime",
+    "jaxlib", "onnxruntime", "cupy", "cupy-cuda12x", "cupy-cuda13x", "array-api-strict", "pytest",
 )  # fmt: skip
 # Those of a headline, by their names in prose.
 NAMED = {

@@ -1,11 +1,12 @@
 """What only a machine with a GPU can show, in one run: ``make gpu-check``.
 
-The tests on that backend, the comparison of its runs with the CPU's, captured steps beside single
-ones, and the time of a training step, beside other libraries' where they are installed. It needs no
-installation and no network: Python with NumPy, CuPy and pytest, this checkout on PYTHONPATH, and
-array-api-compat, whose pure-Python wheel can lie in a folder ``wheels/``. Every part is written
-down as it ends. Tests that need SciPy, scikit-learn or click are skipped where these are missing,
-and counted.
+The tests on that backend, products and a short training in each precision, an array that is too
+large, short runs on further GPUs and on those of PyTorch, if they are there, the comparison of its
+runs with the CPU's, captured steps beside single ones, and the time of a training step, beside
+other libraries' where they are installed. It needs no installation and no network: Python with
+NumPy, CuPy and pytest, this checkout on PYTHONPATH, and array-api-compat, whose pure-Python wheel
+can lie in a folder ``wheels/``. Every part is written down as it ends. Tests that need SciPy,
+scikit-learn or click are skipped where these are missing, and counted.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ TESTS = [
     "verify",
     "worked_examples",
 ]
+SECONDS_OF_TESTS = 3600
 WIDTHS, BATCH, STEPS = (784, 256, 128, 10), 128, 400
 # Widths, batch, steps and precision of the tasks that are timed beside other libraries.
 TIMED = [
@@ -97,6 +99,9 @@ def main() -> int:
     section("tests", lambda: run_tests(arguments.backend, wheels))
     section("primitives", lambda: check_primitives(backend))
     section("products", lambda: check_products(backend))
+    section("losses", lambda: train_in_each_precision(backend))
+    section("memory", lambda: run_out_of_memory(backend))
+    section("other devices", lambda: check_others(backend))
     section("verify", lambda: compare(backend, arguments.steps))
     section("captured", lambda: check_captured(backend))
     section("microseconds_per_step", lambda: time_steps(backend))
@@ -153,6 +158,7 @@ def run_tests(name: str, wheels: list[str]) -> dict[str, Any]:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
             check=False,
+            timeout=SECONDS_OF_TESTS,
         )  # fmt: skip
         if not junit.exists():
             return {"passed": 0, "failed": 0, "errors": 1}
@@ -194,6 +200,64 @@ def check_products(backend: Any) -> dict[str, float]:
     wrong = {p: d for p, d in found.items() if not limits[p][0] <= d <= limits[p][1]}
     if wrong:
         raise ValueError(f"differences outside {limits}: {wrong}")
+    return found
+
+
+def train_in_each_precision(backend: Any) -> dict[str, float]:
+    """The last loss of a short training in float32, which hardly depends on the precision."""
+    from xpmlp import Dense, Network, fit
+    from xpmlp.backends import host
+    from xpmlp.optimizers import Adam
+    from xpmlp.rng import stream
+
+    rng = host().generator(stream(0, "check"))
+    X = rng.standard_normal((512, 32)).astype("float32")
+    y = X[:, :8].argmax(axis=1)
+    found = {}
+    for precision in backend.precisions:
+        layers = [Dense(64, "relu"), Dense(8, "softmax")]
+        network = Network(32, layers, backend=backend, dtype="float32", precision=precision, seed=0)
+        options = {"loss": "log_loss", "optimizer": Adam(0.003), "epochs": 10, "batch_size": 64}
+        losses = fit(network, X, y, verbose=0, **options)["loss"]
+        if not losses[-1] < 0.7 * losses[0]:
+            raise ValueError(f"in {precision} the loss goes from {losses[0]} to {losses[-1]}")
+        found[precision] = losses[-1]
+    if not max(found.values()) < 1.05 * min(found.values()):
+        raise ValueError(f"the last losses differ by more than 5%: {found}")
+    return found
+
+
+def run_out_of_memory(backend: Any) -> str:
+    """What is said of an array that no device has room for; afterwards the device goes on."""
+    from xpmlp import DeviceMemoryError
+
+    expected = MemoryError if backend.name == "numpy" else DeviceMemoryError
+    with backend.context():
+        try:
+            backend.empty((2**47,), "float64")
+        except expected as error:
+            said = str(error)
+        else:
+            raise ValueError("an array of 2**50 bytes was made")
+        if backend.read(backend.zeros((), "float32")) != 0.0:
+            raise ValueError("afterwards zeros are not zero")
+    return said
+
+
+def check_others(backend: Any) -> dict[str, list[str]]:
+    """Faults of the further GPUs of the adapter and of those that PyTorch drives."""
+    from xpmlp.testing import participants
+    from xpmlp.verify import verify
+
+    found = {}
+    for name, other in participants().items():
+        kind, _, device = name.partition(":")
+        if other is backend or device in ("", "cpu") or kind not in (backend.name, "torch"):
+            continue
+        report = verify({f"{backend.name}:{backend.device}": backend, name: other}, steps=20)
+        found[name] = report.faults
+    if any(found.values()):
+        raise ValueError(str(found))
     return found
 
 

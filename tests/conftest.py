@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from optional import Missing
 
-from xpmlp.backends import Backend, available_backends, get_backend
+from xpmlp.backends import Backend, available_backends, backend_class, get_backend
 from xpmlp.testing import strict_backend
 
 BACKENDS: dict[str, Backend] = {
@@ -20,13 +20,15 @@ BACKENDS: dict[str, Backend] = {
 }
 if find_spec("array_api_strict"):
     BACKENDS["array-api-strict"] = strict_backend()
-if available_backends()["torch"] == "usable":
+for _name in ("torch", "cupy"):
+    if available_backends()[_name] == "usable":
+        # The best device that there is, as in bench/gpu_check.py.
+        _device = backend_class(_name).devices()[0]
+        BACKENDS[_name] = get_backend(_device, _name, fallback=False)
+if "torch" in BACKENDS:
     import torch
 
     torch.set_num_threads(1)  # its threads cost more than they give on small tensors
-    BACKENDS["torch"] = get_backend("cpu", "torch")
-if available_backends()["cupy"] == "usable":
-    BACKENDS["cupy"] = get_backend("cuda", "cupy")
 
 
 @pytest.fixture(params=list(BACKENDS))

@@ -51,11 +51,14 @@ def eagerly(monkeypatch):
 
 
 def train(case: Case, dtype: str, epochs: int = 3):
-    X, y, weight = (None if x is None else x.astype(dtype) for x in sample(case))
+    X, y, weight = sample(case)
+    X, y = X.astype(dtype), y if case.labels else y.astype(dtype)
+    weight = None if weight is None else weight.astype(dtype)
     network = Network(X.shape[1], case.layers, device="cpu", dtype=dtype, seed=3)
     history = fit(
-        network, X, y, loss=case.loss, optimizer=case.optimizer, epochs=epochs, batch_size=16,
-        sample_weight=weight, validation=(X, y), verbose=0, **case.options,
+        network, X, y, loss=case.loss, optimizer=case.optimizer, epochs=epochs,
+        batch_size=case.batch_size, sample_weight=weight, validation=(X, y), verbose=0,
+        **case.options,
     )  # fmt: skip
     return np.array(history["loss"] + history["val_loss"]), network.parameters.copy()
 
@@ -63,6 +66,7 @@ def train(case: Case, dtype: str, epochs: int = 3):
 # --- The same result ----------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:log_loss takes the outputs as probabilities")
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_every_part_of_the_library_trains_the_same_when_captured(case, n_threads, monkeypatch):
@@ -71,7 +75,8 @@ def test_every_part_of_the_library_trains_the_same_when_captured(case, n_threads
         expected = train(case, dtype)
         steps = captured(monkeypatch, n_threads)
         got = train(case, dtype)
-        assert steps == [3, 1] * 3  # three full batches and the rest, in three epochs
+        # The full batches and the rest, in three epochs.
+        assert steps == [case.n_samples // case.batch_size, 1] * 3
         for one, other, name in zip(got, expected, ("losses", "parameters"), strict=True):
             assert_close(one, other, 100 * TOLERANCES[dtype], name)
 

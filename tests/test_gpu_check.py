@@ -51,6 +51,9 @@ def test_a_page_and_a_file(run):
     assert 0 <= written["captured"]["ieee"] < 1e-4
     assert written["bench"][0]["contenders"]["products alone"]["microseconds_a_step"] > 0
     assert "### 5-8-3, batch 16, ieee" in out
+    assert written["losses"]["ieee"] > 0
+    assert "llocate" in written["memory"]
+    assert written["other devices"] == {}
 
 
 def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
@@ -91,6 +94,54 @@ sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", "-k", "n
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert int(re.findall(r"(\d+)/\d+ tests collected", done.stdout)[-1]) > 1000
+
+
+def test_a_training_in_each_precision_is_compared():
+    torch = pytest.importorskip("torch")
+    backend = get_backend("cpu", "torch")
+    assert gpu_check.train_in_each_precision(backend).keys() == {"ieee", "bfloat16"}
+
+    class Coarse(type(backend)):
+        def matmul(self, a, b, out):
+            super().matmul(a, torch.round(b) if self.precision != "ieee" else b, out)
+
+    with pytest.raises(ValueError, match="bfloat16"):
+        gpu_check.train_in_each_precision(Coarse("cpu"))
+
+
+def test_memory_that_does_not_end_is_a_fault():
+    numpy = type(get_backend("cpu", "numpy"))
+    assert gpu_check.run_out_of_memory(numpy("cpu"))
+
+    class Endless(numpy):
+        def empty(self, shape, dtype):
+            return None
+
+    with pytest.raises(ValueError, match="was made"):
+        gpu_check.run_out_of_memory(Endless("cpu"))
+
+
+def test_further_devices_are_compared(monkeypatch):
+    numpy = type(get_backend("cpu", "numpy"))
+
+    class Second(numpy):
+        def fill_uniform(self, out, stream):
+            super().fill_uniform(out, stream)
+            out *= 0.5
+
+    monkeypatch.setattr("xpmlp_numpy.THRESHOLD", 10**9)
+    monkeypatch.setattr("xpmlp.verify.cases", lambda: ())
+    first, second = numpy("cpu"), Second("cpu")
+    found = {"numpy:cpu": first, "numpy:1": second, "beads:0": second}
+    monkeypatch.setattr("xpmlp.testing.participants", lambda: found)
+    with pytest.raises(ValueError, match=r"\{'numpy:1': \[.*fill_uniform"):
+        gpu_check.check_others(first)
+
+
+def test_tests_that_hang_are_ended(monkeypatch):
+    monkeypatch.setattr(gpu_check, "SECONDS_OF_TESTS", 0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_check.run_tests("numpy", [])
 
 
 def test_a_step_is_timed_on_both():

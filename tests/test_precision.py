@@ -75,7 +75,7 @@ def test_float64_is_computed_as_it_is(backend):
 
 def test_the_check_of_an_adapter_covers_it(backend, monkeypatch):
     check_backend(backend)
-    monkeypatch.setattr("xpmlp.testing.round_to_bfloat16", lambda x: x)
+    monkeypatch.setattr("xpmlp.product_checks.round_to_bfloat16", lambda x: x)
     with pytest.raises(AssertionError, match=r"matmul .* in bfloat16"):
         check_backend(backend)
 

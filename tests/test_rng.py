@@ -309,3 +309,11 @@ def test_rates_out_of_range_are_named():
     for rate in ("0.5", None, True, [0.5]):
         with pytest.raises(TypeError, match=r"^rate must be a number"):
             Dropout(rate)
+
+
+@pytest.mark.parametrize("word", ["epoch", "batch", "layer"])
+@pytest.mark.parametrize("value", [-1, 2**64])
+def test_a_word_that_would_reach_into_the_next_is_refused(word, value):
+    with pytest.raises(ValueError, match=rf"{word} must be a whole number >= 0 and < 2\*\*64, got"):
+        rng.stream(0, "a", **{word: value})
+    rng.stream(0, "a", **{word: 2**64 - 1})

@@ -1,5 +1,7 @@
 """What no other test sees of the PyTorch adapter: switches, errors, and other devices acted out."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,38 +18,117 @@ def backend():
     return TorchBackend("cpu")
 
 
-def test_no_switch_of_the_process_rounds_products(backend):
-    a = np.random.default_rng(0).standard_normal((64, 64)).astype("float32")
-    out = backend.empty((64, 64), "float32")
+SETTINGS = [
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.mkldnn.fp32_precision = 'bf16'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "torch.set_float32_matmul_precision('high'); "
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+PROBE = """
+import sys
+import numpy as np
+import torch
+from xpmlp import Dense, Network, get_backend
+
+def settings():
     found = []
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.fp32_precision,
+        lambda: torch.backends.cuda.matmul.fp32_precision,
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,
+    ):
+        try:
+            found.append(read())
+        except (AttributeError, RuntimeError):  # older, or old and new ones are mixed
+            found.append("raises")
+    return found
+
+def product():
+    with backend.context(), backend.context():
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
+            assert torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")
+        else:
+            assert torch.get_float32_matmul_precision() == "highest"
+        out = backend.empty((256, 256), "float32")
+        backend.matmul(backend.from_host(a), backend.from_host(a), out)
+        return backend.to_host(out).copy()
+
+backend = get_backend("cpu", "torch")
+a = np.random.default_rng(0).standard_normal((256, 256)).astype("float32")
+expected = product()
+exec(sys.argv[1])
+before = settings()
+assert (product() == expected).all()
+Network(256, [Dense(4)], backend="torch", device="cpu", dtype="float32").predict(a)
+assert settings() == before, (before, settings())
+if "backends.fp32_precision" in sys.argv[1]:  # what it says is what holds, before and after
+    torch.backends.fp32_precision = "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+"""
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_no_setting_of_the_process_rounds_products(setting):
+    if ".fp32_precision" in setting and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has no fp32_precision")
+    # A process of its own: PyTorch remembers whether old and new settings were mixed.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROBE, setting], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class OldBackends:
+    """torch.backends as it was before 2.9."""
+
+    class cuda:
+        matmul = type("cuBLASModule", (), {"allow_tf32": False})()
+
+
+def test_an_older_pytorch_has_one_switch(backend, monkeypatch):
+    monkeypatch.setattr(torch, "backends", OldBackends)
     for switch in ("highest", "medium"):
         torch.set_float32_matmul_precision(switch)
         try:
             with backend.context():
                 assert torch.get_float32_matmul_precision() == "highest"
-                backend.matmul(backend.from_host(a), backend.from_host(a), out)
             assert torch.get_float32_matmul_precision() == switch
         finally:
             torch.set_float32_matmul_precision("highest")
-        found.append(out.numpy().copy())
-    np.testing.assert_array_equal(*found)
 
 
-def test_threads_leave_the_switch_as_it_was(backend):
+def test_threads_leave_the_settings_as_they_were(backend):
     def work(_):
         for _ in range(50):
             with backend.context(), backend.context():
-                if torch.get_float32_matmul_precision() != "highest":
+                if rounds():
                     return False
         return True
 
     torch.set_float32_matmul_precision("high")
     try:
+        assert rounds()
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(8)))
         assert torch.get_float32_matmul_precision() == "high"
+        assert rounds()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def rounds():
+    """Whether PyTorch would round the operands of a product on a GPU."""
+    product = torch.backends.cuda.matmul
+    if hasattr(product, "fp32_precision"):
+        return product.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def full(*arguments, **options):
@@ -64,17 +145,60 @@ def test_short_memory_is_one_error(backend, monkeypatch):
         backend.empty((3, 2), "float64")
     monkeypatch.setattr(torch.Tensor, "bfloat16", full)
     operand = torch.ones((2, 2))
-    with pytest.raises(DeviceMemoryError, match="an array of 8 bytes"):
+    with pytest.raises(DeviceMemoryError, match="an array of 16 bytes"):
         backend.with_precision("bfloat16").matmul(operand, operand, torch.ones((2, 2)))
 
 
-def test_other_errors_stay_what_they_are(backend, monkeypatch):
+@pytest.mark.parametrize(
+    ("function", "primitive", "n_bytes"),
+    [
+        ("index_select", lambda b, x, out: b.take_rows(x, torch.tensor([0, 1]), out), 64),
+        ("matmul", lambda b, x, out: b.matmul(x[:, :2], x[:2], torch.ones(4, 4)), 64),
+        ("sum", lambda b, x, out: b.sum_rows(x, torch.ones(4, 1)), 16),
+        ("exp", lambda b, x, out: b.elementwise(lambda xp, x: xp.exp(x))((out,), x), 64),
+        ("sum", lambda b, x, out: b.total(x, torch.ones((), dtype=torch.float64)), 128),
+    ],
+)
+def test_short_memory_inside_a_primitive_is_that_error(monkeypatch, function, primitive, n_bytes):
+    monkeypatch.setattr(torch, function, full)
+    monkeypatch.setattr("array_api_compat.torch." + function, full)
+    with pytest.raises(DeviceMemoryError, match=f"an array of {n_bytes} bytes does not fit on cpu"):
+        primitive(TorchBackend("cpu"), torch.ones((4, 4)), torch.ones((4, 4)))
+
+
+def test_the_cpus_own_shortage_is_that_error(backend):
+    with pytest.raises(DeviceMemoryError, match="an array of 800,000,000,000,000,000 bytes"):
+        backend.empty((10**17,), "float64")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "device-side assert triggered",
+        "CUDA error: an illegal memory access was encountered",
+        "unsupported memory format option Contiguous",
+    ],
+)
+def test_other_errors_stay_what_they_are(backend, monkeypatch, message):
     def broken(*arguments, **options):
-        raise RuntimeError("device-side assert triggered")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(torch, "as_tensor", broken)
-    with pytest.raises(RuntimeError, match="device-side assert"):
+    with pytest.raises(RuntimeError, match=message):
         backend.from_host(np.ones(3))
+    monkeypatch.setattr(torch, "matmul", broken)
+    with pytest.raises(RuntimeError, match=message):
+        backend.matmul(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_cudas_own_allocations_are_memory(backend, monkeypatch, message):
+    def short(*arguments, **options):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "matmul", short)
+    with pytest.raises(DeviceMemoryError):
+        backend.matmul(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2))
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ from xpmlp.optimizers import OPTIMIZERS
 from xpmlp.pipeline import Pipeline, affine_scaling
 from xpmlp.schedules import SCHEDULES
 from xpmlp.serialization import load, save
-from xpmlp.testing import participants, reference_of
+from xpmlp.testing import overrides, participants, reference_of
 from xpmlp.training import fit
 from xpmlp.verify import STEPS, Report
 from xpmlp.verify import verify as compare_runs
@@ -360,23 +360,37 @@ def verify(
 
     Covers every activation, loss and optimizer, in float64 and float32: gradients against finite
     differences, one step, a whole run, the same run twice, random numbers, and transfers inside a
-    step. The first tensor that differs is named with its layer, step and values; the exit code is
-    1 then.
+    step. The first tensor that differs is named with its layer, step and values. The exit code is 0
+    if all agree, 1 if not, and 2 if there was nothing to compare.
     """
     check_number("--steps", steps, minimum=1, integer=True)
     _check_output("--json", json_path)
     _check_output("--plot", plot, PICTURES)
     found = participants()
+    chosen = backends.split(",") if backends else [*found]
+    twice = sorted({name for name in chosen if chosen.count(name) > 1})
+    if twice:
+        raise ValueError(f"--backends names {twice[0]!r} more than once")
     if backends:
-        for name in backends.split(","):
+        for name in chosen:
             state = available_backends().get(name.partition(":")[0], "usable")
             if state != "usable":
                 raise ValueError(f"--backends={name}: {state}")
             if name not in found:
                 raise unknown_name("--backends", name, found)
-        found = {name: found[name] for name in backends.split(",")}
+        found = {name: found[name] for name in chosen}
+    else:
+        for name, state in available_backends().items():
+            if state != "usable":
+                click.echo(f"left out: {name} ({state})")
     if against == "reference":
-        groups = [{name: b, f"{name} by reference": reference_of(b)} for name, b in found.items()]
+        # Where nothing is overridden, that would be a comparison with itself.
+        own = {name: backend for name, backend in found.items() if overrides(backend)}
+        for name in found.keys() - own.keys():
+            click.echo(f"left out: {name} (it is its library's reference path)")
+        groups = [{name: b, f"{name} by reference": reference_of(b)} for name, b in own.items()]
+        if not own:
+            raise ValueError("nothing to compare: no adapter has primitives of its own")
     else:
         groups = [found]
         if plot and len(found) < 2:
@@ -391,7 +405,9 @@ def verify(
         write_atomically(json_path, content.encode())
     if plot:
         write_atomically(plot, draw(reports, "how far runs drift apart", plot))
-    return int(any(report.faults for report in reports))
+    if any(report.faults for report in reports):
+        return 1
+    return 0 if all(report.comparisons for report in reports) else 2
 
 
 def _progress(text: str) -> None:

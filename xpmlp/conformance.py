@@ -18,16 +18,8 @@ from xpmlp.backends import host
 from xpmlp.testing import check_backend
 from xpmlp.training import fit
 from xpmlp.typing import Backend
-from xpmlp.verify import (
-    Case,
-    Comparison,
-    build,
-    cases,
-    gradient_difference,
-    own_faults,
-    sample,
-    trace,
-)
+from xpmlp.verify import Comparison, gradient_difference, own_faults, trace
+from xpmlp.verify_cases import Case, build, cases, sample
 
 _CASES = [pytest.param(case, id=case.name.replace(", ", "-")) for case in cases()]
 

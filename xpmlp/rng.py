@@ -34,7 +34,15 @@ def stream(seed: int, purpose: str, *, epoch: int = 0, batch: int = 0, layer: in
     epoch, batch, layer : int
         Each fills one 64-bit word of the counter. The lowest word counts blocks of four 64-bit
         draws, so two addresses overlap only after 2**66 draws.
+
+    Raises
+    ------
+    ValueError
+        If one of these is negative or has more than 64 bits.
     """
+    for name, word in (("epoch", epoch), ("batch", batch), ("layer", layer)):
+        if not 0 <= word < 2**64:
+            raise ValueError(f"{name} must be a whole number >= 0 and < 2**64, got {word!r}")
     digest = blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
     counter = epoch << 192 | batch << 128 | layer << 64
     return Stream(int.from_bytes(digest, "little"), counter)

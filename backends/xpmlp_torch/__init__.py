@@ -7,17 +7,35 @@ for ``device="auto"``, since that takes seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from threading import Lock
 from typing import Any
 
-from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, functions_of, host
+from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, dtype_name, functions_of, host
 from xpmlp.errors import out_of_device_memory
-from xpmlp.typing import RuleFunctions
+from xpmlp.typing import Kernel, Operand, Rule, RuleFunctions
 
 _ACCELERATORS = ("cuda", "xpu", "mps")  # AMD's GPUs are "cuda" to PyTorch
+_EXACT = ("ieee", "none")  # values of fp32_precision that round nothing in a product
+# What errors of memory say that are no torch.OutOfMemoryError: of the CPU, of Apple's GPUs, of
+# CUDA's own allocations and of its libraries'.
+_FULL = ("DefaultCPUAllocator", "out of memory", "_ALLOC_FAILED")
+
+
+def _explained(primitive: Callable[..., None]) -> Callable[..., None]:
+    """The primitive, whose last argument is what it writes, with the library's error of memory."""
+
+    @wraps(primitive)
+    def call(self: TorchBackend, *arrays: Any) -> None:
+        try:
+            primitive(self, *arrays)
+        except RuntimeError as error:
+            self._explain(error, arrays[-1].nbytes)
+            raise
+
+    return call
 
 
 class TorchBackend(ReferenceBackend):
@@ -111,9 +129,14 @@ class TorchBackend(ReferenceBackend):
         try:
             yield
         except RuntimeError as error:
-            if "memory" not in str(error) and "allocate" not in str(error):
-                raise
-            n_bytes = math.prod(shape) * getattr(self.torch, dtype).itemsize
+            self._explain(error, math.prod(shape) * getattr(self.torch, dtype).itemsize)
+            raise
+
+    def _explain(self, error: RuntimeError, n_bytes: int) -> None:
+        """Raise the library's error if `error` is of memory for an array of `n_bytes`."""
+        if isinstance(error, self.torch.OutOfMemoryError) or any(
+            text in str(error) for text in _FULL
+        ):
             raise out_of_device_memory(self.device, n_bytes, self.memory()) from error
 
     def owns(self, x: object) -> bool:
@@ -135,18 +158,19 @@ class TorchBackend(ReferenceBackend):
         tensor = tensor.detach().cpu()
         return (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
 
+    @_explained
     def copy(self, x: Array, out: Array) -> None:
         target: Any = out
         target.copy_(x)
 
+    @_explained
     def matmul(self, a: Any, b: Any, out: Any) -> None:
         if self.precision == "bfloat16" and a.dtype == b.dtype == self.torch.float32:
-            with self._memory(out.shape, "bfloat16"):
-                a, b = a.bfloat16(), b.bfloat16()
-                if self._sums_in_float32 and out.ndim == 2:
-                    self.torch.mm(a, b, out_dtype=self.torch.float32, out=out)
-                    return
-                a, b = a.float(), b.float()
+            a, b = a.bfloat16(), b.bfloat16()
+            if self._sums_in_float32 and out.ndim == 2:
+                self.torch.mm(a, b, out_dtype=self.torch.float32, out=out)
+                return
+            a, b = a.float(), b.float()
         self.torch.matmul(a, b, out=out)
 
     @cached_property
@@ -159,15 +183,40 @@ class TorchBackend(ReferenceBackend):
             return False
         return True
 
+    def elementwise(self, rule: Rule) -> Kernel:
+        kernel = super().elementwise(rule)
+
+        def explained(outs: tuple[Array, ...], *operands: Operand) -> None:
+            try:
+                kernel(outs, *operands)
+            except RuntimeError as error:
+                of: Any = outs[0]
+                self._explain(error, of.nbytes)  # a temporary is as large as a result
+                raise
+
+        return explained
+
+    @_explained
     def sum_columns(self, x: Array, out: Array) -> None:
         self.torch.sum(x, dim=-2, out=out)
 
+    @_explained
     def sum_rows(self, x: Array, out: Array) -> None:
         self.torch.sum(x, dim=-1, keepdim=True, out=out)
 
+    @_explained
     def max_rows(self, x: Array, out: Array) -> None:
         self.torch.amax(x, dim=-1, keepdim=True, out=out)
 
+    def total(self, x: Array, out: Array) -> None:
+        with self._memory(x.shape, dtype_name(out)):
+            super().total(x, out)
+
+    def total_squares(self, x: Array, out: Array) -> None:
+        with self._memory(x.shape, dtype_name(out)):
+            super().total_squares(x, out)
+
+    @_explained
     def take_rows(self, x: Array, indices: Array, out: Array) -> None:
         if x.dtype == out.dtype:
             self.torch.index_select(x, 0, indices, out=out)
@@ -176,28 +225,52 @@ class TorchBackend(ReferenceBackend):
 
 
 class _ExactProducts:
-    """While entered, by any thread, no switch of PyTorch's rounds the operands of float32."""
+    """While entered, by any thread, no setting of PyTorch's rounds the operands of float32."""
 
     def __init__(self) -> None:
-        self._lock, self._entered, self._before = Lock(), 0, ""
+        self._lock, self._entered = Lock(), 0
+        self._undo: Callable[[], None] = lambda: None
 
     def __enter__(self) -> None:
-        import torch
-
         with self._lock:
             if not self._entered:
-                self._before = torch.get_float32_matmul_precision()
-                if self._before != "highest":
-                    torch.set_float32_matmul_precision("highest")
+                self._undo = _be_exact()
             self._entered += 1
 
     def __exit__(self, *_: object) -> None:
-        import torch
-
         with self._lock:
             self._entered -= 1
-            if not self._entered and self._before != "highest":
-                torch.set_float32_matmul_precision(self._before)
+            if not self._entered:
+                self._undo()
+
+
+def _be_exact() -> Callable[[], None]:
+    """Have PyTorch compute products as they are; gives what restores the settings.
+
+    Since 2.9 there is one for each library of products, ``fp32_precision``. The old switch writes
+    these too, but raises when it is read after one of them was written.
+    """
+    import torch
+
+    of: Any = torch.backends
+    if not hasattr(of.cuda.matmul, "fp32_precision"):
+        switch = torch.get_float32_matmul_precision()
+        if switch != "highest":
+            torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(switch) if switch != "highest" else None
+    products = (of.cuda.matmul, of.mkldnn.matmul)
+    before = [(product, product.fp32_precision) for product in products]
+    changed = [(product, value) for product, value in before if value not in _EXACT]
+    for product, _ in changed:
+        product.fp32_precision = "ieee"
+
+    def undo() -> None:
+        for product, value in changed:
+            product.fp32_precision = "none"  # as torch.backends.fp32_precision says
+            if product.fp32_precision != value:
+                product.fp32_precision = value
+
+    return undo
 
 
 _exact_products = _ExactProducts()
