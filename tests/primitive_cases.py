@@ -165,14 +165,6 @@ for shape in [(), (1,), (5,), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 7,), *SHAPES_
                 assert backend.read(total) == float(total)
                 return total, narrow
 
-        @case("total", f"{shape}; {layout}")
-        def _(backend: Backend, dtype: str, shape: Any = shape, view: Any = view) -> Any:
-            values = view(normal(shape, dtype)).reshape(shape)
-            total, narrow = np.empty((), "float64"), np.empty((), dtype)
-            backend.total(values, total)
-            backend.total(values, narrow)
-            return total, narrow
-
 
 @case("total", "edge values")
 def _(backend: Backend, dtype: str) -> Any:
