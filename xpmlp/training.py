@@ -22,6 +22,7 @@ from xpmlp.errors import (
     TrainingInterruptedWarning,
     check_flag,
     check_number,
+    printable,
     warn_user,
 )
 from xpmlp.files import check_alike, decode, encode, is_finite
@@ -520,10 +521,10 @@ class Run:
         theirs = [index for index, values in remembered.items() if values]
         ours = [type(self._callbacks[i]).__name__ for i in own]
         if [names[index] for index in theirs] != ours:
+            given = printable(", ".join(names[index] for index in theirs))
             raise ValueError(
-                f"resume={str(saved.path)!r} is of a run with callbacks "
-                f"{', '.join(names[index] for index in theirs) or '(none)'} that remember "
-                f"something, now they are {', '.join(ours) or '(none)'}"
+                f"resume={str(saved.path)!r} is of a run with callbacks {given or '(none)'} that "
+                f"remember something, now they are {', '.join(ours) or '(none)'}"
             )
         return {i: remembered[index] for i, index in zip(own, theirs, strict=True)}
 
@@ -541,7 +542,8 @@ def _readable(saved: Saved) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{saved.path} is not a checkpoint of this run, or is damaged ({error})"
+            f"{saved.path} is not a checkpoint of this run, or is damaged "
+            f"({printable(str(error))})"
         ) from error
 
 
