@@ -542,8 +542,7 @@ def _readable(saved: Saved) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{saved.path} is not a checkpoint of this run, or is damaged "
-            f"({printable(str(error))})"
+            f"{saved.path} is not a checkpoint of this run, or is damaged ({printable(str(error))})"
         ) from error
 
 
