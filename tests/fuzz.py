@@ -1,4 +1,4 @@
-"""Fuzz targets for what comes from strangers: model files and tables.
+"""Fuzz targets for what comes from strangers: model files, checkpoints and tables.
 
 ``python tests/fuzz.py model tests/corpus/model -max_total_time=600`` looks for inputs that are
 neither understood nor refused, guided by the library's coverage; it takes ``pip install atheris``.
@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RAW, SIGNED = b"r", b"s"
@@ -54,6 +56,85 @@ def model(content: bytes, path: Path) -> str:
     return "understood"
 
 
+def checkpoint(content: bytes, path: Path) -> str:
+    """A checkpoint, from which a tiny run goes on: as it is, or its description, as above.
+
+    The description follows two bytes, which say what array is changed, and how. Where it has no
+    settings, they are those of the run.
+    """
+    import numpy as np
+
+    from xpmlp import ModelFileError
+    from xpmlp.files import write_tensors
+
+    kind, body = content[:1], content[1:]
+    if kind == RAW:
+        path.write_bytes(body)
+    elif kind == SIGNED and len(body) > 2:
+        saved = half_a_run()
+        try:
+            description = {"settings": saved.description["settings"], **json.loads(body[2:])}
+            tensors = dict(saved.tensors)
+            name = sorted(tensors)[body[0] % len(tensors)]
+            faults = [
+                lambda array: array,
+                lambda array: np.full_like(array, np.nan),
+                lambda array: array.ravel()[:1],
+                lambda array: array.astype("float32"),
+                lambda array: -1e3 * array,
+            ]
+            tensors[name] = faults[body[1] % len(faults)](tensors[name])
+            write_tensors(path, tensors, {"format": 2, "checkpoint": description})
+        except Exception:  # it cannot be written, so that there is nothing to go on from
+            return "nothing"
+    else:
+        return "nothing"
+    model = tiny()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(*rows(), resume=path)
+    except ModelFileError:
+        return "refused"
+    except ValueError as error:
+        if "resume=" in str(error) or "non-finite" in str(error):  # another run's, or it diverges
+            return "refused"
+        raise
+    assert np.isfinite(model.network_.parameters).all()
+    assert all(isinstance(value, float) for value in model.loss_curve_)
+    return "understood"
+
+
+def tiny(*callbacks: object, epochs: int = 3) -> Any:
+    """An estimator with all that remembers something."""
+    from xpmlp import EarlyStopping, GradientNorms, MLPClassifier
+
+    return MLPClassifier(
+        (3,), solver="sgd", learning_rate="adaptive", early_stopping=True, batch_size=8,
+        random_state=0, max_iter=epochs, device="cpu",
+        callbacks=[EarlyStopping("loss"), GradientNorms(), *callbacks],
+    )  # fmt: skip
+
+
+def rows() -> tuple[Any, Any]:
+    import numpy as np
+
+    X = np.arange(60.0).reshape(30, 2) % 7.0
+    return X, np.arange(30) % 2
+
+
+@cache
+def half_a_run() -> Any:
+    """The newest checkpoint of its first epochs."""
+    from xpmlp import Checkpoint
+    from xpmlp.checkpoint import read_checkpoint
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tiny(Checkpoint(folder, every=0.5), epochs=2).fit(*rows())
+        return read_checkpoint(folder)
+
+
 def csv(content: bytes, path: Path) -> str:
     """A table as text."""
     import numpy as np
@@ -71,7 +152,11 @@ def csv(content: bytes, path: Path) -> str:
     return "understood"
 
 
-TARGETS = {"model": (model, "m.safetensors"), "csv": (csv, "t.csv")}
+TARGETS = {
+    "model": (model, "m.safetensors"),
+    "checkpoint": (checkpoint, "epoch1-batch1.safetensors"),
+    "csv": (csv, "t.csv"),
+}
 
 
 def main() -> None:

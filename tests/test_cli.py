@@ -14,6 +14,7 @@ import xpmlp
 from xpmlp.cli import main
 from xpmlp.datasets import load_table
 from xpmlp.experiment import encode_target
+from xpmlp.files import read_tensors, write_tensors
 
 FAST = ["--epochs", "3", "--device", "cpu", "--quiet"]
 
@@ -358,6 +359,28 @@ def test_columns_can_be_dropped(capsys):
     assert xpmlp.load("m", "cpu").features == ["size"]
     capsys.readouterr()
     assert "Did you mean 'noise'" in refused(capsys, "train", "flowers.csv", "--drop", "nois")[:400]
+
+
+def test_names_of_classes_do_not_control_a_terminal(capsys, monkeypatch):
+    names = ["=HYPERLINK(1)", "\x1b[2J\u202e"]
+    write_csv("d.csv", [["a", "b"], *([i, names[i % 2]] for i in range(40))])
+    assert run("train", "d.csv", *FAST, "--out", "m") == 0
+    assert run("predict", "m", "d.csv", "--out", "p.csv") == 0
+    assert "\x1b" not in capsys.readouterr().out
+    text = Path("p.csv").read_text()
+    assert text.startswith("b,p(\x1b[2J\u202e),p(=HYPERLINK(1))\n")
+    assert run("predict", "m", "d.csv") == 0
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("predict", "m", "d.csv") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("b,p(\\x1b[2J\\u202e),p(=HYPERLINK(1))\n")
+    assert "\x1b" not in shown
+    tensors, description = read_tensors("m")
+    write_tensors("m", {**tensors, "\x1b[2J": np.zeros(1)}, description)
+    assert r"tensors of no use: \x1b[2J)" in refused(capsys, "predict", "m", "d.csv")
+    with pytest.raises(xpmlp.ModelFileError, match=r"no use: \\x1b\[2J"):
+        xpmlp.load("m", "cpu")
 
 
 def test_a_dash_is_standard_output(capsys):

@@ -10,6 +10,7 @@ from xpmlp import Dense, Dropout, MLPClassifier, MLPRegressor, Network, export_o
 from xpmlp.activations import ACTIVATIONS, ELU, Activation
 from xpmlp.cli import main
 from xpmlp.files import write_atomically
+from xpmlp.pipeline import Pipeline
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -97,6 +98,11 @@ LABELS = {
     "two": np.array(["no", "yes"], dtype=object)[np.arange(60) % 2],
     "bools": np.arange(60) % 2 == 0,
     "numbers": np.arange(60, dtype=np.int16) % 5 * 3,
+    "one class": np.full(60, 7),
+    "one class of text": np.full(60, "only"),
+    "numbers beyond int64": np.array([3, 2**63, 2**64 - 1], dtype="uint64")[np.arange(60) % 3],
+    "small numbers of uint64": np.arange(60, dtype="uint64") % 3,
+    "floats": np.arange(60) % 3 + 0.0,
     "several": (draw.random((60, 3)) > 0.5).astype(int),
 }
 
@@ -139,12 +145,52 @@ def test_the_command_writes_scaling_and_names(tmp_path, monkeypatch, capsys, dat
     pipeline, rows = load("m", "cpu"), getattr(datasets, f"load_{data}")().data
     got = run("m.onnx", rows)
     if pipeline.classes is None:
-        np.testing.assert_allclose(got["prediction"], pipeline.predict(rows), rtol=1e-4)
+        scale = pipeline.target_scale
+        np.testing.assert_allclose(
+            got["prediction"], pipeline.predict(rows), rtol=1e-5, atol=1e-5 * scale
+        )
     else:
         expected = [pipeline.classes[number] for number in pipeline.predict(rows)]
         assert got["label"].tolist() == expected
+        output = pipeline.output(rows)
+        if output.shape[1] == 1:
+            output = np.concatenate([1.0 - output, output], axis=1)
+        np.testing.assert_allclose(got["probabilities"], output, atol=1e-5)
     metadata = {entry.key: entry.value for entry in onnx.load("m.onnx").metadata_props}
     assert json.loads(metadata["features"]) == pipeline.features
+
+
+def pipeline(shift, target="t", classes=None):
+    network = Network(1, [Dense(1, "sigmoid" if classes else "identity")], device="cpu", seed=1)
+    return Pipeline(network, ["a"], target, classes, np.array([shift]), np.ones(1))
+
+
+def test_a_column_far_from_zero_is_named(tmp_path):
+    with pytest.warns(UserWarning, match=r"columns 'a' are so far from 0, .* up to 6e\+01"):
+        export_onnx(pipeline(1e9), tmp_path / "m.onnx")
+    near = pipeline(1e3)
+    got = exported(near, tmp_path, [[999.0], [1001.5]])
+    expected = near.predict(np.array([[999.0], [1001.5]]))
+    np.testing.assert_allclose(got["prediction"], expected, rtol=1e-5)
+
+
+def test_one_long_class_among_many_takes_no_more_memory(tmp_path):
+    names = ["a" * 200_000, *map(str, range(20_000))]
+    network = Network(1, [Dense(20_001, "softmax")], device="cpu")
+    model = Pipeline(network, ["a"], "t", names, np.zeros(1), np.ones(1))
+    got = exported(model, tmp_path, [[0.5]])
+    assert got["label"].tolist() == [names[model.predict(np.array([[0.5]]))[0]]]
+
+
+@pytest.mark.parametrize("model", [
+    lambda: pipeline(0.0, classes=["a", "\ud800"]), lambda: pipeline(0.0, target="\udfff"),
+    lambda: MLPClassifier((2,), max_iter=2).fit(X, np.array(["a", "\ud800"])[np.arange(60) % 2]),
+])  # fmt: skip
+def test_halves_of_characters_are_refused(tmp_path, model):
+    made = model()
+    with pytest.raises(ValueError, match="a name of a class or column is no text"):
+        export_onnx(made, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_errors(tmp_path):

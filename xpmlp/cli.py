@@ -26,6 +26,7 @@ from xpmlp.errors import (
     BackendUnavailableError,
     NonFiniteLossError,
     check_number,
+    printable,
     unknown_name,
 )
 from xpmlp.experiment import (
@@ -279,7 +280,8 @@ def predict(model: str, data: str, out: str, device: str) -> None:
     """Predict the rows of DATA with a MODEL that 'train' wrote.
 
     Columns are found by name, and others left aside. The output has the prediction and, for
-    classes, their probabilities.
+    classes, their probabilities. Names of classes are written as they are; on a terminal without
+    what would control it.
     """
     if out != "-":
         _check_output("--out", out)
@@ -304,7 +306,10 @@ def predict(model: str, data: str, out: str, device: str) -> None:
         for number, row in zip(predicted, output, strict=True):
             writer.writerow([pipeline.classes[number], *(f"{value:.6g}" for value in row)])
     if out == "-":
-        click.echo(text.getvalue(), nl=False)
+        shown = text.getvalue()
+        if sys.stdout.isatty():  # not where it goes to a program or a file
+            shown = "".join(f"{printable(line)}\n" for line in shown.split("\n")[:-1])
+        click.echo(shown, nl=False, color=True)  # which leaves it as it is
     else:
         write_atomically(out, text.getvalue().encode())
         click.echo(f"{len(X)} predictions written to {out}")
@@ -478,9 +483,10 @@ def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) ->
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"xpmlp: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"xpmlp: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"xpmlp: {category.__name__}: {' '.join(str(message).split())}", file=sys.stderr)
+    text = printable(" ".join(str(message).split()))
+    print(f"xpmlp: {category.__name__}: {text}", file=sys.stderr)

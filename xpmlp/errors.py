@@ -53,6 +53,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def printable(text: str) -> str:
+    r"""Text of a stranger's for a terminal or a message: what controls a terminal as ``\x1b``."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def unknown_name(argument: str, given: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is not in a table: lists the known names, the nearest first."""
     ordered, hint = nearest(given, known)

@@ -11,6 +11,7 @@ import numpy as np
 
 from xpmlp import __version__
 from xpmlp.activations import ACTIVATIONS, Activation
+from xpmlp.errors import warn_user
 from xpmlp.files import write_atomically
 from xpmlp.layers import Dense
 from xpmlp.network import Network
@@ -19,6 +20,7 @@ from xpmlp.serialization import is_estimator
 from xpmlp.tracing import Value, trace
 
 OPSET = 17
+_LARGEST = np.iinfo(np.int64).max
 # What ONNX has an operator of its own for: its name, and which argument is which.
 _OPERATORS: dict[str, tuple[str, dict[str, str]]] = {
     "sigmoid": ("Sigmoid", {}),
@@ -45,6 +47,8 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     The input is ``X``, float32 of shape ``(n, n_features)``. The outputs are ``output`` of a
     network, ``prediction`` of a regression, ``label`` and ``probabilities`` of a classifier.
     Activations without an operator in ONNX are written out by their formula, your own, too.
+    Labels are int64, uint64 where one is too large for it, bool, float32 or text; a column that is
+    far from 0, such as a time in seconds since 1970, is rounded to float32 before it is scaled.
 
     Parameters
     ----------
@@ -57,11 +61,16 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> None:
         If it is another object.
     ValueError
         If a parameter is not finite or beyond float32, an activation does more than a rule may,
-        or the file would be larger than ONNX allows, 2 GB.
+        the file would be larger than ONNX allows, 2 GB, or a name is no Unicode text.
     ImportError
         If onnx is not installed.
     OSError
         If the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        Where float32 is too coarse for a column of a pipeline, naming it.
     """
     try:
         import onnx
@@ -71,6 +80,7 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     network, x = model, "X"
     if isinstance(model, Pipeline):
         network = model.network
+        _warn_of_rounding(model)
         shifted = graph.add("Sub", x, graph.constant(model.shift, "shift"))
         x = graph.add("Mul", shifted, graph.constant(model.factor, "factor"))
     elif is_estimator(model):
@@ -81,8 +91,13 @@ def export_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     if not isinstance(network, Network):
         raise TypeError(f"model must be a Network, an MLPClassifier or MLPRegressor, got {model!r}")
     output = _forward(graph, network, x)
-    names = _outputs(graph, model, network, output)
-    made = graph.model(network.n_features, names, _metadata(model))
+    try:
+        names = _outputs(graph, model, network, output)
+        made = graph.model(network.n_features, names, _metadata(model))
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a name of a class or column is no text that ONNX has ({error})"
+        ) from error
     try:
         content = made.SerializeToString()
         onnx.checker.check_model(content, full_check=True)
@@ -166,6 +181,18 @@ class _Graph:
         return model
 
 
+def _warn_of_rounding(pipeline: Pipeline) -> None:
+    """float32 has 24 bits: far from 0, they are too few for what a column's values differ by."""
+    rounded = np.abs(pipeline.shift * pipeline.factor) * 2.0**-24
+    coarse = [name for name, size in zip(pipeline.features, rounded, strict=True) if size > 1e-3]
+    if coarse:
+        warn_user(
+            f"columns {', '.join(map(repr, coarse))} are so far from 0, for what their values "
+            f"differ by, that float32 rounds them by up to {rounded.max():.1g} of their scale: "
+            "the ONNX model predicts something else; subtract a constant from them before training"
+        )
+
+
 def _forward(graph: _Graph, network: Network, x: str) -> str:
     to_host = network.backend.to_host
     dense = [layer for layer in network.layers if isinstance(layer, Dense)]
@@ -207,7 +234,7 @@ def _outputs(graph: _Graph, model: Any, network: Network, output: str) -> dict[s
             return {"prediction": ("FLOAT",)}
         graph.add("Identity", output, name="prediction")
         return {"prediction": ("FLOAT", n_outputs)}
-    half, zero = graph.constant(np.float32(0.5)), graph.constant(np.array([1]))
+    half, column = graph.constant(np.float32(0.5)), graph.constant(np.array([1]))
     if _several(model):
         graph.add("Identity", output, name="probabilities")
         graph.add("Cast", graph.add("Greater", output, half), name="label", to=7)  # int64
@@ -216,12 +243,14 @@ def _outputs(graph: _Graph, model: Any, network: Network, output: str) -> dict[s
         one = graph.constant(np.float32(1.0))
         graph.add("Concat", graph.add("Sub", one, output), output, name="probabilities", axis=1)
         chosen = graph.add("Cast", graph.add("Greater", output, half), to=7)
-        number = graph.add("Squeeze", chosen, zero)
+        if len(classes) == 1:
+            classes = classes[[0, 0]]  # what a classifier of one class predicts in any case
+        number = graph.add("Squeeze", chosen, column)
     else:
         graph.add("Identity", output, name="probabilities")
         number = graph.add("ArgMax", output, axis=1, keepdims=0)
     graph.add("Gather", graph.constant(classes, "classes"), number, name="label")
-    kind = {"b": "BOOL", "U": "STRING", "O": "STRING", "f": "FLOAT"}.get(
+    kind = {"b": "BOOL", "O": "STRING", "f": "FLOAT", "u": "UINT64"}.get(
         classes.dtype.kind, "INT64"
     )
     return {"label": (kind,), "probabilities": ("FLOAT", max(2, n_outputs))}
@@ -231,17 +260,16 @@ def _classes(model: Any) -> Any:
     """What the classes are called, as an array that ONNX has, or None."""
     if isinstance(model, Network):
         return None
-    if isinstance(model, Pipeline):
-        classes = None if model.classes is None else np.asarray(model.classes)
-    else:
-        classes = getattr(model, "classes_", None)
+    classes = model.classes if isinstance(model, Pipeline) else getattr(model, "classes_", None)
     if classes is None:
         return None
-    if classes.dtype.kind in "iu":
-        return classes.astype(np.int64)
-    if classes.dtype.kind == "O" and not all(isinstance(name, str) for name in classes):
-        return classes.astype(np.float64)
-    return classes
+    names = list(classes)
+    if any(isinstance(name, str) for name in names):
+        return np.array([str(name) for name in names], dtype=object)
+    array = np.asarray(names)
+    if array.dtype.kind == "u":
+        return array.astype(np.uint64 if array.max() > _LARGEST else np.int64)
+    return array.astype(np.int64 if array.dtype.kind == "i" else array.dtype)
 
 
 def _several(model: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from xpmlp.errors import ModelFileError
+from xpmlp.errors import ModelFileError, printable
 
 # Bytes of the header that are read: names of columns and classes, and the history of a run.
 MAX_HEADER = 1 << 24
@@ -108,7 +108,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
 def not_ours(path: str | os.PathLike[str], error: Exception) -> ModelFileError:
     """The error for a file that cannot be understood."""
-    return ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({error})")
+    what = printable(str(error))
+    return ModelFileError(f"{path} is not a model file of xpmlp, or is damaged ({what})")
 
 
 def regular(path: str, flags: int) -> int:

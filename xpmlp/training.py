@@ -22,6 +22,7 @@ from xpmlp.errors import (
     TrainingInterruptedWarning,
     check_flag,
     check_number,
+    printable,
     warn_user,
 )
 from xpmlp.files import check_alike, decode, encode, is_finite
@@ -561,7 +562,7 @@ def _readable(saved: Saved) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
-            f"{saved.path} is not a checkpoint of this run, or is damaged ({error})"
+            f"{saved.path} is not a checkpoint of this run, or is damaged ({printable(str(error))})"
         ) from error
 
 
