@@ -201,8 +201,8 @@ def train_in_each_precision(backend: Any) -> dict[str, float]:
     for precision in backend.precisions:
         layers = [Dense(64, "relu"), Dense(8, "softmax")]
         network = Network(32, layers, backend=backend, dtype="float32", precision=precision, seed=0)
-        options = {"loss": "log_loss", "optimizer": Adam(0.003), "epochs": 10, "batch_size": 64}
-        losses = fit(network, X, y, verbose=0, **options)["loss"]
+        options: dict[str, Any] = {"loss": "log_loss", "epochs": 10, "batch_size": 64}
+        losses = fit(network, X, y, optimizer=Adam(0.003), verbose=0, **options)["loss"]
         if not losses[-1] < 0.7 * losses[0]:
             raise ValueError(f"in {precision} the loss goes from {losses[0]} to {losses[-1]}")
         found[precision] = losses[-1]
