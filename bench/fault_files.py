@@ -147,7 +147,7 @@ def _resumed(folder: Path, forged: Path | None) -> None:
         validation=(X[16:], X[16:, 0]), epochs=4 if forged else 2, verbose=0, resume=forged,
         callbacks=callbacks if forged else [*callbacks, Checkpoint(folder, keep=1)],
     )  # fmt: skip
-    if not np.isfinite(network.parameters).all():
+    if not np.isfinite(np.asarray(network.parameters)).all():
         raise ArithmeticError("the network is not finite")
 
 
