@@ -136,6 +136,14 @@ def test_a_run_goes_on_on_another_device(tmp_path, backend):
     assert resumed["loss"][:2] == history["loss"][:2]
 
 
+def test_a_checkpoint_of_this_format_goes_on():
+    """One that ``run(..., cut=25)`` wrote, in the third epoch."""
+    network, history, _ = run(resume=ROOT / "tests/files/format-2/checkpoint.safetensors")
+    whole, expected, _ = run()
+    np.testing.assert_allclose(network.parameters, whole.parameters, rtol=1e-6)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
 def test_a_finished_run_is_finished(tmp_path):
     whole, history, _ = run(tmp_path)
     network, again, _ = run(tmp_path, resume=tmp_path)

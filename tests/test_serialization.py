@@ -548,10 +548,12 @@ TWO_ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [6.0, 2.9, 5.0, 1.8]])
 
 
 def test_files_of_every_format_load():
-    network = xpmlp.load(FILES / "format-1/network.safetensors", "cpu")
-    expected = [[0.58224761, 0.41775241], [0.77049524, 0.22950482]]
-    np.testing.assert_allclose(network.predict(np.arange(6.0).reshape(2, 3)), expected, rtol=1e-6)
     for name in ("format-1", "format-2"):
+        network = xpmlp.load(FILES / name / "network.safetensors", "cpu")
+        expected = [[0.58224761, 0.41775241], [0.77049524, 0.22950482]]
+        predicted = network.predict(np.arange(6.0).reshape(2, 3))
+        np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+        assert (network.layers, network.dtype, network.seed) == (make().layers, "float32", 7)
         pipeline = xpmlp.load(FILES / name / "pipeline.safetensors", "cpu")
         expected = [[0.18406817, 0.67593155, 0.14000028], [0.14515491, 0.60638624, 0.24845886]]
         np.testing.assert_allclose(pipeline.output(TWO_ROWS), expected, rtol=1e-6)
