@@ -478,7 +478,7 @@ class Own(Callback):
     def __init__(self, kept, later):
         self.kept, self.later = kept, later
 
-    def on_batch(self, run):
+    def on_progress(self, run, n_rows):
         self.kept = self.later
 
     def state(self):
@@ -515,7 +515,7 @@ def test_what_a_callback_wrote_it_is_given_back_and_nothing_else(tmp_path, kept,
     given = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Own, "restore", lambda self, state: given.append(state["kept"]))
-        patch.setattr(Own, "on_batch", Callback.on_batch)
+        patch.setattr(Own, "on_progress", Callback.on_progress)
         content = file.read_bytes()
         trained(file)
         np.testing.assert_equal(given, [later])

@@ -72,6 +72,7 @@ def train(backend, name, dtype, precision="ieee", epochs=3):
     """Losses and parameters of a run with a smaller last batch, weights and all."""
     case = CASES[name]
     X, y, weight = (None if x is None else x.astype(dtype) for x in sample(case))
+    y = y.astype("int64") if case.labels else y
     network = Network(X.shape[1], case.layers, backend=backend, dtype=dtype, seed=3,
                       precision=precision)  # fmt: skip
     history = fit(

@@ -31,6 +31,7 @@ from xpmlp import (
     TrainingInterruptedWarning,
 )
 from xpmlp.activations import ELU
+from xpmlp.backends import available_backends
 from xpmlp.losses import AbsoluteError, Focal, Huber, LogLoss, Poisson, Quantile, SquaredError
 from xpmlp.optimizers import OPTIMIZERS, SGD, Adam, AdamW
 from xpmlp.schedules import Cosine, Exponential, OneCycle, Step, WarmUp
@@ -812,6 +813,8 @@ def library(request):
 
         return put, lambda x: x.numpy(), module.Tensor
     if name == "cupy":
+        if available_backends()["cupy"] != "usable":
+            pytest.skip(available_backends()["cupy"])
         return module.asarray, module.asnumpy, module.ndarray
 
     def table(x):
