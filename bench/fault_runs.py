@@ -102,6 +102,7 @@ def train_for_long(folder: Path, captured: bool) -> None:
 
     from xpmlp import Checkpoint, Dense, Network, TrainingInterruptedWarning, fit, load, save
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     xpmlp_numpy.SECONDS_TO_CAPTURE = 0.0 if captured else float("inf")
     X, y = _data()
     network = Network(X.shape[1], [Dense(16, "gelu"), Dense(1, "sigmoid")], device="cpu", seed=1)
