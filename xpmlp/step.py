@@ -197,14 +197,17 @@ class TrainingStep:
 
     def overflowed(self) -> str | None:
         """What is not finite after the updates so far: "parameters", or one of the slots."""
-        network, slots = self.network, self.state.slots
-        named = {"parameters": network.parameters, **slots}
-        for name, x in named.items():
-            # The sum is finite only if all are; it may overflow where all are.
-            total = sum_of(network.backend, x, network.policy.accumulate)
-            if not (isfinite(total) or _all_finite(network.backend.xp, x)):
-                return name
-        return None
+        network, backend = self.network, self.network.backend
+        named = {"parameters": network.parameters, **self.state.slots}
+        total, part = (backend.zeros((), network.policy.accumulate) for _ in range(2))
+        for x in named.values():
+            backend.total(x, part)
+            backend.elementwise(rules.add)((total,), total, part)
+        # The sum is finite only if all are; it may overflow where all are.
+        if isfinite(backend.read(total)):
+            return None
+        broken = (name for name, x in named.items() if not _all_finite(backend.xp, x))
+        return next(broken, None)
 
     def backward(self) -> None:
         """The gradient of that objective, and the update of the parameters."""
