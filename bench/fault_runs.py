@@ -24,10 +24,11 @@ _WARM_UP = 100
 
 
 def killed(folder: Path, n: int, seed: int) -> dict[str, Any]:
-    """`kill -9` at random moments, most of them while a checkpoint is written.
+    """`kill -9` at random moments, some of them while a checkpoint is written.
 
-    The network is wide and the batches are small, so that most of a run is the writing of files
-    of some megabytes, of which many a kill leaves a part.
+    The network is wide and the batches are small, so that most of a run goes into files of some
+    megabytes: a kill may leave a part of one. Were they written in place, some five of a hundred
+    runs could not go on.
 
     A run that was killed goes on from its newest checkpoint, or from the beginning if it had none,
     and has to end with the parameters and the history of one that was left alone. Every second
