@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpmlp.callbacks import Callback
-from xpmlp.errors import ModelFileError, check_number
+from xpmlp.errors import ModelFileError, check_number, printable
 from xpmlp.files import hold_folder, read_tensors, remove_orphans, write_tensors
 
 if TYPE_CHECKING:
@@ -137,9 +137,8 @@ def check_same_run(saved: Saved, settings: Mapping[str, Any]) -> None:
         if before.get(name) != settings.get(name)
     ]
     if differ:
-        raise ValueError(
-            f"resume={str(saved.path)!r} is of a run with {'; and with '.join(differ)}"
-        )
+        listed = printable("; and with ".join(differ))
+        raise ValueError(f"resume={str(saved.path)!r} is of a run with {listed}")
 
 
 def _files(folder: Path) -> list[Path]:
