@@ -301,13 +301,15 @@ class Run:
         NonFiniteLossError
         """
         self._callbacks = callbacks
-        with ExitStack() as ends:  # all are called, also after one has failed
+        started: list[Callback] = []
+        with ExitStack() as last:
             if saved is not None:
-                ends.push(self._undo_unless_begun())
+                last.push(self._undo_unless_begun())
+            last.callback(self._end, started)
             remembered = {} if saved is None else self._go_to(saved)
             for callback in callbacks:
                 callback.on_start(self)
-                ends.callback(callback.on_end, self)
+                started.append(callback)
             if saved is not None:
                 self._restore(saved, remembered)
             with _interruptible(self):
@@ -324,6 +326,11 @@ class Run:
                         self._report_progress(callbacks, 0)
                         break
                     self.done = 0
+
+    def _end(self, started: list[Callback]) -> None:
+        with ExitStack() as ends:  # in their order, all of them, also after one has failed
+            for callback in reversed(started):
+                ends.callback(callback.on_end, self)
 
     def _undo_unless_begun(self) -> Callable[..., None]:
         """Gives the network its parameters back where a checkpoint turns out to be unsuitable."""
