@@ -638,6 +638,12 @@ def run(capsys, *arguments):
     return ended.value.code, out, err
 
 
+@pytest.fixture
+def without_primitives(monkeypatch):
+    """Adapters' primitives are not looked at again: that takes seconds for each."""
+    monkeypatch.setattr("xpmlp.verify.check_backend", lambda backend: {})
+
+
 def test_the_command_prints_writes_and_draws(capsys, tmp_path):
     names = "numpy:cpu,array-api-strict"
     files = tmp_path / "verify.json", tmp_path / "drift.png"
@@ -662,12 +668,14 @@ def test_the_command_prints_writes_and_draws(capsys, tmp_path):
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("without_primitives")
 def test_an_adapter_against_its_reference(capsys):
     code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "5", "--against", "reference")
     assert code == 0
     assert "numpy:cpu and numpy:cpu by reference, float32" in out
 
 
+@pytest.mark.usefixtures("without_primitives")
 def test_a_disagreement_is_exit_code_1(capsys, monkeypatch):
     faulty = {"good": Numpy("cpu"), "bad": NextStream("cpu")}
     monkeypatch.setattr("xpmlp.cli.participants", lambda: faulty)
@@ -676,6 +684,7 @@ def test_a_disagreement_is_exit_code_1(capsys, monkeypatch):
     assert "FAULT" in out
 
 
+@pytest.mark.usefixtures("without_primitives")
 def test_one_participant_is_nothing_to_compare(capsys, tmp_path):
     path = tmp_path / "v.json"
     code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "1", "--json", str(path))
