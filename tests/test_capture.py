@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from xpmlp.verify import Case, cases, sample
 
 pytest.importorskip("numba")
 
+from llvmlite import binding, ir
 from xpmlp_numpy import capture, kernels, native
 
 
@@ -128,6 +130,53 @@ def test_rows_are_gathered_from_any_array(kind, monkeypatch):
         ends.append(network.parameters.copy())
     assert steps == [5]
     assert_close(ends[1], ends[0], 1e-5, kind)
+
+
+DENORMAL = np.float32(1e-40)
+
+
+def is_flushed():
+    """Whether this thread takes denormal numbers for zero."""
+    return bool(np.multiply(DENORMAL, np.float32(1.0)) == 0)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_denormal_numbers_are_zero_in_captured_steps_alone(n_threads, monkeypatch):
+    assert not is_flushed()
+    X = np.full((40, 3), 1e-20, "float32")
+    y = np.full((40, 2), 1e-20, "float32")
+    ends = []
+    for on in (False, True):
+        captured(monkeypatch, n_threads) if on else eagerly(monkeypatch)
+        network = Network(3, [Dense(2, bias=False)], device="cpu", dtype="float32")
+        network.parameters[...] = 0.0
+        # A gradient of 1e-40 or so would move the weights by 1e-5.
+        fit(network, X, y, loss="squared_error", optimizer=SGD(1e35), epochs=1, batch_size=8,
+            verbose=0)  # fmt: skip
+        ends.append(network.parameters.copy())
+    eager, flushed = ends
+    assert (abs(eager) > 1e-6).all()
+    assert (flushed == 0).all()
+    assert not is_flushed()
+
+
+@pytest.mark.parametrize("triple", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"])
+def test_machine_code_for_it_is_made_for_other_processors_too(triple, monkeypatch):
+    monkeypatch.setattr(native, "_X86", "x86" in triple)
+    monkeypatch.setattr(native, "_ARM", "aarch64" in triple)
+    module = ir.Module()
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(ir.IntType(64), []), "flush")
+    builder = ir.IRBuilder(function.append_basic_block())
+    before = native._read_control(builder)
+    native._write_control(builder, builder.or_(before, ir.Constant(before.type, 1 << 24)))
+    builder.ret(before)
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(triple).create_target_machine()
+    code = machine.emit_assembly(binding.parse_assembly(str(module)))
+    read, written = ("stmxcsr", "ldmxcsr") if "x86" in triple else ("mrs", "msr")
+    assert re.search(rf"{read}\s.*\n(.*\n)*?.*{written}\s", code, re.IGNORECASE)
 
 
 def test_the_adapter_says_so_itself():
@@ -440,6 +489,7 @@ def test_the_first_objective_that_is_not_finite_ends_the_steps(monkeypatch):
         found.append(str(caught.value))
     assert found[:2] == found[2:]
     assert steps == [0, 4, 0]
+    assert not is_flushed()
 
 
 def test_steps_after_a_failure_count_from_where_it_was(monkeypatch):

@@ -23,7 +23,15 @@ from numba import types
 from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_numpy import NumpyBackend, kernels, native
 from xpmlp_numpy.lowering import Call, Lowering, Use
-from xpmlp_numpy.native import atomic_add, atomic_load, call, call_yield, relax
+from xpmlp_numpy.native import (
+    atomic_add,
+    atomic_load,
+    call,
+    call_yield,
+    flush_denormals,
+    relax,
+    restore,
+)
 
 _log = logging.getLogger("xpmlp")
 
@@ -67,10 +75,14 @@ def _encode(calls: list[Call], waits: list[bool], thread: int) -> np.ndarray[Any
 def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
     """Run `n` steps of one thread's calls; returns how many were done.
 
+    Denormal numbers, on which a processor may be slower by an order of magnitude, count as zero:
+    where a network is sure of its answers, its derivatives are such numbers.
+
     `context` is the address of the barrier's counter and of a flag that ends all waiting, that of
     the system's yield, and the epoch, batch and step, which kernels are given.
     """
     p = np.empty(64, np.int64)  # _ADDRESSES
+    before = flush_denormals()
     here = code.ctypes.data
     for step in range(n):
         context[4] = step
@@ -86,6 +98,7 @@ def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
                     relax()
                     if spins > 4000:
                         if atomic_load(context[0] + 8) != 0:
+                            restore(before)
                             return step
                         if context[1] != 0:
                             call_yield(context[1])
@@ -97,8 +110,10 @@ def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
                 kernel != 0
                 and call(kernel, p.ctypes.data, here + 8 * k, context.ctypes.data + 16) != 0
             ):
+                restore(before)
                 return step
             k += n_d
+    restore(before)
     return n
 
 

@@ -149,16 +149,68 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
 @intrinsic
 def relax(typingctx: Any) -> Any:
     """Tell the processor that this thread waits: what shares the core with it goes on faster."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if x86:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        if _X86:
+            _call_llvm(builder, "x86.sse2.pause")
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def flush_denormals(typingctx: Any) -> Any:
+    """Have this thread take denormal numbers for zero; returns what :func:`restore` is given."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        before = _read_control(builder)
+        _write_control(builder, builder.or_(before, ir.Constant(_I64, _FLUSH)))
+        return before
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore(typingctx: Any, before: Any) -> Any:
+    """Have this thread compute as before :func:`flush_denormals`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _write_control(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_ARM = platform.machine().lower() in ("aarch64", "arm64")
+# Of denormal results and operands in x86's MXCSR, and of both in ARM's FPCR.
+_FLUSH = 1 << 15 | 1 << 6 if _X86 else 1 << 24
+
+
+def _call_llvm(builder: Any, name: str, *arguments: Any, result: Any = None) -> Any:
+    kind = ir.FunctionType(result or ir.VoidType(), [x.type for x in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}")
+    return builder.call(function, arguments)
+
+
+def _read_control(builder: Any) -> Any:
+    """What the processor is told of floating-point numbers; of a kind not known here, 0."""
+    if _X86:
+        place = cgutils.alloca_once(builder, _I32)
+        _call_llvm(builder, "x86.sse.stmxcsr", builder.bitcast(place, _VOID))
+        return builder.zext(builder.load(place), _I64)
+    if _ARM:
+        return _call_llvm(builder, "aarch64.get.fpcr", result=_I64)
+    return ir.Constant(_I64, 0)
+
+
+def _write_control(builder: Any, value: Any) -> None:
+    if _X86:
+        place = cgutils.alloca_once(builder, _I32)
+        builder.store(builder.trunc(value, _I32), place)
+        _call_llvm(builder, "x86.sse.ldmxcsr", builder.bitcast(place, _VOID))
+    elif _ARM:
+        _call_llvm(builder, "aarch64.set.fpcr", value)
 
 
 @intrinsic
