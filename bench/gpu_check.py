@@ -104,6 +104,7 @@ def main() -> int:
     section("other devices", lambda: check_others(backend))
     section("verify", lambda: compare(backend, arguments.steps))
     section("captured", lambda: check_captured(backend))
+    section("nodes", lambda: count_nodes(backend))
     section("microseconds_per_step", lambda: time_steps(backend))
     section("bench", lambda: time_contenders(backend))
     tests = record.get("tests", {})
@@ -124,6 +125,8 @@ def main() -> int:
         )
     for name, value in record.get("captured", {}).items():
         print(f"captured steps, {name}: parameters differ from single ones' by {value:.1e}")
+    for name, (nodes, adding) in record.get("nodes", {}).items():
+        print(f"a captured step, {name}: {nodes} nodes, {adding} products that add a bias")
     if record.get("bench"):
         from bench.gpu_tasks import report
 
@@ -297,6 +300,21 @@ def check_captured(backend: Any) -> dict[str, float]:
     most = 0.0 if backend.name == "cupy" else 100 * TOLERANCES["float32"]
     if not max(found.values()) <= most:
         raise ValueError(f"captured steps differ from single ones: {found}")
+    return found
+
+
+def count_nodes(backend: Any) -> dict[str, tuple[int, int]]:
+    """Nodes of a captured step, and products among them that add a bias, by precision."""
+    from bench.gpu_contenders import Task, Xpmlp
+
+    found = {}
+    for precision in backend.precisions if backend.name == "cupy" else ():
+        run = Xpmlp(Task(WIDTHS, BATCH, 80, precision, device=backend.device))
+        run.run()
+        captured: Any = run.step._captured[BATCH]
+        if captured is None:
+            raise ValueError(f"steps in {precision} are not captured")
+        found[precision] = captured.replay.n_nodes, captured.replay.n_biases
     return found
 
 

@@ -416,6 +416,25 @@ def test_the_installed_library_takes_the_descriptions():
             assert tuple(read(number, kind) for number, kind in kinds.items()) == expected
 
 
+def test_the_installed_library_takes_what_follows_a_product(monkeypatch):
+    try:
+        library = lt.library(13)
+    except OSError as error:
+        pytest.skip(f"cublasLt is not installed ({error})")
+    plan = lt.Plan(library, None, lt.Product("tf32", 128, 784, 256, (False, 784), (False, 256),
+                                             (256, 256, 256)))  # fmt: skip
+    plan.chosen = lt.Heuristic()
+    descriptions = []
+    original = plan._describe
+    monkeypatch.setattr(lt.Plan, "_describe", lambda self: descriptions.append(original())
+                        or descriptions[-1])  # fmt: skip
+    assert plan.ending(lt.RELU_BIAS, 4096) is None  # there is no handle to ask with
+    read = partial(read_back, library.cublasLtMatmulDescGetAttribute, descriptions[0])
+    assert read(lt.EPILOGUE, ctypes.c_uint32) == lt.RELU_BIAS
+    assert read(lt.BIAS_POINTER, ctypes.c_void_p) == 4096
+    assert read(lt.TRANSPOSE_A, ctypes.c_int32) == 0
+
+
 def read_back(function, of, attribute, kind):
     place = ctypes.c_void_p
     function.argtypes = [place, ctypes.c_int, place, ctypes.c_size_t, place]

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,10 +34,11 @@ from cuda_shim.nvrtc import cubin, no_nvrtc
 from xpmlp_cupy import CupyBackend, capture
 from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.kernels import OPTIONS
-from xpmlp_cupy.lowering import Single
+from xpmlp_cupy.lowering import Single, rounded_once
 from xpmlp_cupy.staging import Staging
 
 EAGER, CAPTURED = 10**9, 0
+PRECISIONS = ("ieee", "tf32", "bfloat16")
 CASES = {case.name: case for case in cases()}
 ROUNDED = next(iter(CASES))
 
@@ -86,13 +88,15 @@ def train(backend, name, dtype, precision="ieee", epochs=3):
     return np.array(ends), backend.to_host(network.parameters)
 
 
-def digits(backend, epochs=2, batch_size=128, n=600, callbacks=(), X=None, layers=None, **options):
+def digits(backend, epochs=2, batch_size=128, n=600, callbacks=(), X=None, layers=None,
+           precision="ieee", **options):  # fmt: skip
     """A classifier of the shape of the benchmark's smallest."""
     draw = np.random.default_rng(0)
     X = draw.standard_normal((n, 20)).astype("float32") if X is None else X
     y = draw.integers(0, 10, X.shape[0])
     layers = layers or [Dense(24, "relu"), Dense(12, "relu"), Dense(10, "softmax")]
-    network = Network(X.shape[1], layers, backend=backend, dtype="float32", seed=1)
+    network = Network(X.shape[1], layers, backend=backend, dtype="float32", seed=1,
+                      precision=precision)  # fmt: skip
     options = {"loss": "log_loss", "optimizer": "adam"} | options
     history = fit(network, X, y, epochs=epochs, batch_size=batch_size, verbose=0,
                   callbacks=[*callbacks], **options)  # fmt: skip
@@ -100,6 +104,10 @@ def digits(backend, epochs=2, batch_size=128, n=600, callbacks=(), X=None, layer
 
 
 MASKED = [Dense(24, "gelu"), Dropout(0.4), Dense(12, "tanh"), Dense(10, "softmax")]
+RELU_MASKED = [Dense(24, "relu"), *MASKED[1:]]
+LINEAR = [Dense(24, "identity"), Dense(12, "tanh"), Dense(10, "softmax")]
+# The third bias stands 4 bytes beside a multiple of 16.
+BIASED = [Dense(24, "relu"), Dense(9, "relu"), Dense(12, "relu"), Dense(10, "softmax")]
 
 
 def long_run(backend):
@@ -128,7 +136,10 @@ def everything(backend):
             for precision in ("tf32", "bfloat16"):
                 with contextlib.suppress(NonFiniteLossError):
                     train(backend, ROUNDED, "float32", precision)
-            for run in (digits, long_run, focal, lambda on: digits(on, X=pixels("uint8"))):
+            runs = [partial(digits, precision=name, layers=BIASED) for name in PRECISIONS]
+            runs += [partial(digits, layers=layers) for layers in (LINEAR, RELU_MASKED)]
+            runs += [digits, long_run, focal, partial(digits, X=pixels("uint8"))]
+            for run in runs:
                 with contextlib.suppress(NonFiniteLossError):
                     run(backend)
             with contextlib.suppress(AssertionError):
@@ -225,7 +236,11 @@ def test_the_adapter_says_so_itself(backend, dtype):
 
 
 def captured_by(backend, n=256, batch_size=128, **options):
-    """The captured steps of a run that computes nothing, those on full batches first."""
+    """The captured steps of a run that computes nothing, those on full batches first.
+
+    Products add no biases there.
+    """
+    backend.lt.epilogues.clear()
     with backend.cupy.recording(), steps_from(CAPTURED), noted() as made:
         digits(backend, n=n, batch_size=batch_size, **options)
     return made
@@ -263,6 +278,28 @@ def test_a_step_is_few_nodes():
     assert len(captured._one.nodes) == 8  # products; kernels are only recorded here
 
 
+def test_a_matrix_is_rounded_once_for_all_its_products():
+    layers = [Dense(256, "relu"), Dense(128, "relu"), Dense(10, "softmax")]
+    (captured,) = captured_by(EmulatedBackend(), layers=layers, precision="bfloat16")
+    # Of each layer what goes in, its weights and the derivative behind it, for eight products.
+    assert names(captured).count("round") == 9
+    assert captured.n_nodes == 19 + 9
+
+
+def test_a_matrix_that_is_written_is_rounded_again(recorded):
+    x, w, out = (recorded.zeros((4, 4), "float32") for _ in range(3))
+    part, other = w[:2, :], recorded.zeros((2, 4), "float32")
+    calls = [
+        ("matmul", (x, w, out)), ("matmul", (x.T, w, out)), ("copy", (other, part)),
+        ("matmul", (x, w, out)), ("matmul", (w, out, x)), ("matmul", (x, w, out)),
+    ]  # fmt: skip
+    found = rounded_once(calls, recorded.zeros)
+    named = {x.data.ptr: "x", w.data.ptr: "w", out.data.ptr: "out"}
+    rounded = [named[given[0].data.ptr] for name, given in found if name == "round"]
+    assert rounded == ["x", "w", "w", "out", "x"]
+    assert [name for name, _ in found if name != "round"] == [name for name, _ in calls]
+
+
 def test_penalties_and_limits_are_few_nodes_more():
     (captured,) = captured_by(EmulatedBackend(), alpha=0.1, l1=0.1, clip_norm=1.0, clip_value=1.0,
                               optimizer=Adam(weight_decay=0.1))  # fmt: skip
@@ -273,6 +310,60 @@ def test_penalties_and_limits_are_few_nodes_more():
         "multiply+adam",
     ]
     assert captured.n_nodes == 25
+
+
+# --- Products that do more ------------------------------------------------------------------------
+
+DEFAULT, BIAS, RELU_BIAS = 1, 4, 6
+
+
+def biased(backend, layers=BIASED, precision="ieee", **options):
+    """What the products of the last captured step did, in order, and the parameters."""
+    with steps_from(CAPTURED), noted() as made:
+        parameters = digits(backend, n=512, layers=layers, precision=precision, **options)[0]
+    (captured,) = made
+    n = sum(isinstance(one, Single) and one.name == "matmul" for one in captured.work)
+    done = [one.epilogue for one in backend.lt.products[-n:]]
+    return done, backend.to_host(parameters.parameters), captured
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_add_the_bias_behind_them(backend, precision, caplog):
+    with steps_from(EAGER):
+        expected = digits(backend, n=512, layers=BIASED, precision=precision)[0].parameters
+    backend.lt.products.clear()
+    done, got, captured = biased(backend, precision=precision)
+    assert done == [RELU_BIAS, RELU_BIAS, DEFAULT, DEFAULT, *[DEFAULT] * 7]
+    # Four inputs, their weights and the derivatives behind them are rounded.
+    assert captured.n_nodes == len(captured.work) + 1 == 22 + 12 * (precision == "bfloat16")
+    assert not caplog.records
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_step_is_fewer_nodes_where_products_add_biases(backend):
+    layers = [Dense(256, "relu"), Dense(128, "relu"), Dense(10, "softmax")]
+    *_, captured = biased(backend, layers=layers)
+    assert (captured.n_nodes, captured.n_biases) == (17, 2)
+
+
+def test_a_bias_alone_is_added_too(backend):
+    done, *_ = biased(backend, layers=LINEAR)
+    assert done[:3] == [BIAS, DEFAULT, DEFAULT]
+
+
+@pytest.mark.parametrize("fault", ["refuses", "fails", "drops NaN", "rounds"])
+def test_an_algorithm_whose_bits_differ_adds_no_bias(backend, fault, monkeypatch, caplog):
+    with steps_from(EAGER):
+        expected = digits(backend, n=512, layers=BIASED)[0].parameters
+    if fault == "refuses":
+        monkeypatch.setattr(backend.lt, "epilogues", {BIAS})
+    else:
+        monkeypatch.setattr(backend.lt, "fault", fault)
+    backend._products._with_biases.clear()
+    done, got, _ = biased(backend)
+    assert set(done) == {DEFAULT}
+    assert not caplog.records
+    np.testing.assert_array_equal(got, expected)
 
 
 # --- What does not wait ---------------------------------------------------------------------------
@@ -299,12 +390,15 @@ def test_the_host_waits_for_nothing_inside_an_epoch(backend, threshold):
     waits = Waits(backend.cupy.cuda)
     waits.between = [waits.count()]
     with steps_from(threshold):
-        digits(backend, epochs=4, batch_size=8, n=300, layers=MASKED, callbacks=[waits])
+        digits(backend, epochs=4, batch_size=8, n=300, layers=RELU_MASKED,
+               callbacks=[waits])  # fmt: skip
     assert len(waits.inside) >= 4 * 2
-    # Of the first epoch, where graphs are made, too.
-    assert set(waits.inside) == {0}
+    # But when a graph is made, for full and for smaller batches: whether a bias is added alike.
+    looks = 2 * (threshold == CAPTURED)
+    assert [*waits.inside[:2], *set(waits.inside[2:])] == [looks / 2, looks, 0]
     # The losses of the epoch are moved, and the sum of the parameters is looked at.
-    assert {*np.diff(waits.between)} <= {2, 3}
+    first, *others = np.diff(waits.between)
+    assert {first - looks, *others} <= {2, 3}
 
 
 # --- When it is done, and when not ----------------------------------------------------------------

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from xpmlp.tape import CannotCapture, StepTape
-from xpmlp_cupy.lowering import Single, Work, lowered, overwritten
+from xpmlp_cupy.lowering import Single, Work, bias_behind, lowered, overwritten, rounded_once
+from xpmlp_cupy.lt import LtError
 from xpmlp_cupy.scratch import Scratch
 from xpmlp_cupy.staging import Staging
 
@@ -41,16 +42,24 @@ class Captured:
     n_nodes : int
         Kernels and products of a step, with that which goes on to the next one. A product may
         itself be several kernels.
+    n_biases : int
+        Products that add a bias.
     """
 
     def __init__(self, backend: Any, tapes: list[StepTape], n_steps: int) -> None:
         self._backend = backend
         self._scratch = Scratch(backend.zeros)  # replays may run beside other work
         self._staging = Staging(backend, tapes, n_steps)
-        self.work = lowered(self._staging.calls)
+        calls = self._staging.calls
+        if backend.precision == "bfloat16":
+            calls = rounded_once(calls, backend.zeros)
+        self.work = lowered(calls)
+        self._launches = [self._launch(one) for one in self.work]
+        self._warm_up(overwritten(self.work))
+        apart, self.work = self.work, self._with_biases(self.work)
+        self.n_biases = len(apart) - len(self.work)
         self._launches = [self._launch(one) for one in self.work]
         self.n_nodes = len(self.work) + 1
-        self._warm_up(overwritten(self.work))
         self._one = self._graph(1)
         self._many = self._graph(STEPS_OF_A_GRAPH) if n_steps >= STEPS_OF_A_GRAPH else None
 
@@ -78,6 +87,8 @@ class Captured:
         arguments = work.arguments
         if work.name == "matmul":
             return lambda: self._multiply(*arguments)
+        if work.name == "round":
+            return lambda: backend._products.round(*arguments)
         if work.name == "fill_uniform":
             context = self._staging.context
             return lambda: backend._fill_uniform(*arguments, context)
@@ -88,9 +99,9 @@ class Captured:
         primitive = getattr(backend, work.name)
         return lambda: primitive(*arguments)
 
-    def _multiply(self, a: Any, b: Any, out: Any) -> None:
+    def _multiply(self, a: Any, b: Any, out: Any, *ending: Any) -> None:
         backend = self._backend
-        if not backend._products(backend.precision, a, b, out, self._scratch):
+        if not backend._products(backend.precision, a, b, out, self._scratch, *ending):
             raise CannotCapture(
                 f"a product of {a.dtype}, {a.shape} and {b.shape}, that cublasLt does not compute"
             )
@@ -104,6 +115,46 @@ class Captured:
         finally:
             for x, copy in zip(state, copies, strict=True):
                 self._backend.cupy.copyto(x, copy)
+
+    def _with_biases(self, work: list[Work]) -> list[Work]:
+        """Work in which products add the bias behind them, where that gives the same bits."""
+        result: list[Work] = []
+        for one in work:
+            last = result[-1] if result else None
+            if last is not None and (ending := bias_behind(last, one)):
+                assert isinstance(last, Single)
+                both = Single("matmul", (*last.arguments, *ending))
+                if self._alike(both, [last, one]):
+                    result[-1] = both
+                    continue
+            result.append(one)
+        return result
+
+    def _alike(self, product: Single, parts: list[Work]) -> bool:
+        """Whether a product with a bias gives what it and the rules give one after the other.
+
+        No document says so: it is tried with the values of the step that has been done, and with a
+        NaN, which has to be passed on.
+        """
+        cupy = self._backend.cupy
+        _, _, out, bias, _ = product.arguments
+        apart = [self._launch(part) for part in parts]
+        before = bias.copy()
+        bias[:1] = float("nan")
+        try:
+            for launch in apart:
+                launch()
+            expected = out.copy()
+            self._launch(product)()
+            found = out.copy()
+        except (CannotCapture, LtError):
+            return False
+        finally:
+            cupy.copyto(bias, before)
+            for launch in apart:  # what comes next shall be tried with numbers
+                launch()
+        same = (found == expected) & (cupy.signbit(found) == cupy.signbit(expected))
+        return bool((same | cupy.isnan(found) & cupy.isnan(expected)).all())
 
     def _graph(self, n_steps: int) -> Any:
         """A graph of `n_steps` steps."""

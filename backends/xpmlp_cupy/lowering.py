@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xpmlp import rules
 from xpmlp.tape import CannotCapture
 from xpmlp.tracing import trace
 from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
 from xpmlp_cupy.gather import Gather
+from xpmlp_cupy.products import is_turned
 from xpmlp_cupy.tracing import CTYPES
 
 # Arguments that a primitive writes, counted from the first.
 WRITTEN = {
     "matmul": (2,), "sum_rows": (1,), "max_rows": (1,), "take_rows": (2,), "copy": (1,),
     "sum_columns": (1,), "total": (1,), "total_squares": (1,), "fill_uniform": (0,),
-    "softmax_log_loss": (2, 3),
+    "softmax_log_loss": (2, 3), "round": (1,),
 }  # fmt: skip
 
 
@@ -50,7 +52,38 @@ class Single:
 Work = Group | Gather | Single
 
 
-def lowered(calls: list[tuple[str, tuple[Any, ...]]]) -> list[Work]:
+Calls = list[tuple[str, tuple[Any, ...]]]
+
+
+def rounded_once(calls: Calls, zeros: Callable[[tuple[int, ...], str], Any]) -> Calls:
+    """The calls with products of matrices that have been rounded to bfloat16.
+
+    Each matrix is rounded once, for all products between two changes of it, into memory from
+    `zeros`.
+    """
+    kept: dict[Any, Any] = {}
+    result: Calls = []
+
+    def once(x: Any) -> Any:
+        turned = is_turned(x)
+        rows = x.T if turned else x
+        key = View.of(rows), rows.strides
+        if key not in kept:
+            kept[key] = zeros(rows.shape, "uint16")
+            result.append(("round", (rows, kept[key])))
+        return kept[key].T if turned else kept[key]
+
+    for name, arguments in calls:
+        if name == "matmul" and all(x.ndim == 2 and str(x.dtype) == "float32" for x in arguments):
+            a, b, out = arguments
+            arguments = (once(a), once(b), out)
+        result.append((name, arguments))
+        for view in Single(name, arguments).writes:
+            kept = {key: value for key, value in kept.items() if not key[0].overlaps(view)}
+    return result
+
+
+def lowered(calls: Calls) -> list[Work]:
     """The work of a step.
 
     A rule joins the last pass over elements of its shape, if nothing between the two writes what it
@@ -132,6 +165,23 @@ def _add_rows(work: list[Work], x: Any, indices: Any, out: Any) -> None:
         last.pairs.append((x, out))
         return
     work.append(Gather(indices, [(x, out)]))
+
+
+def bias_behind(product: Work, work: Work) -> tuple[Any, bool] | None:
+    """The bias that `work` adds to a product, and whether ReLU follows; None if it does other work.
+
+    A stack of products is none.
+    """
+    if not (isinstance(product, Single) and product.name == "matmul" and isinstance(work, Group)):
+        return None
+    out, found = product.arguments[2], [one.rule for one in work.rules]
+    if work.columns or work.total or found not in ([rules.add], [rules.add, rules.relu]):
+        return None
+    bias = work.rules[0].operands[1]
+    alike = all(one.outs[0] is one.operands[0] is out for one in work.rules)
+    if not alike or not is_array(bias) or bias.dtype != out.dtype or bias.shape != out.shape[1:]:
+        return None
+    return bias, len(found) > 1
 
 
 def _meets(work: Work, reads: list[View], writes: list[View]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from copy import copy
 from ctypes import (
     POINTER,
     Structure,
@@ -35,7 +36,7 @@ KINDS = {
     "float64": (_F64, _F64, _COMPUTE_64F),
 }
 # Attributes of a description and of what is asked of the heuristic.
-TRANSPOSE_A, TRANSPOSE_B = 3, 4
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 MAX_WORKSPACE, REDUCTION_SCHEMES, ALIGNMENT_A, ALIGNMENT_B, ALIGNMENT_C, ALIGNMENT_D = (
     1,
     3,
@@ -47,6 +48,9 @@ MAX_WORKSPACE, REDUCTION_SCHEMES, ALIGNMENT_A, ALIGNMENT_B, ALIGNMENT_C, ALIGNME
 # Parts of a long sum are added up in a workspace, in a fixed order. What is left out, adding in
 # place, is done in the order in which the parts happen to end.
 _REPRODUCIBLE = 2 | 4
+# What is done with a product before it is written: a vector is added to each row, and then ReLU
+# taken.
+BIAS, RELU_BIAS = 4, 6
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 CANDIDATES = 8
 # Calls of a candidate that are timed together.
@@ -106,6 +110,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cublasLtMatmulAlgoGetHeuristic": [
         _P, _P, _P, _P, _P, _P, _P, c_int, POINTER(Heuristic), POINTER(c_int),
     ],
+    "cublasLtMatmulAlgoCheck": [_P, _P, _P, _P, _P, _P, POINTER(Heuristic), POINTER(Heuristic)],
     "cublasLtMatmul": [
         _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, POINTER(Heuristic), _P, c_size_t, _P,
     ],
@@ -170,15 +175,11 @@ class Plan:
 
     def __init__(self, lt: Any, handle: Any, product: Product) -> None:
         self._lt, self._handle = lt, handle
-        operand, result, compute = KINDS[product.kind]
-        wide = product.kind == "float64"
-        number = c_double if wide else c_float
+        operand, result, _ = KINDS[product.kind]
+        number = c_double if product.kind == "float64" else c_float
         self._one, self._zero = number(1.0), number(0.0)
-        _, n, k, m, (a_turned, a_apart), (b_turned, b_apart), alignments = product
-        self._description = self._new("cublasLtMatmulDescCreate", compute, int(wide))
-        for attribute, turned in ((TRANSPOSE_A, b_turned), (TRANSPOSE_B, a_turned)):
-            self._set("cublasLtMatmulDescSetAttribute", self._description, attribute,
-                      c_int32(turned))  # fmt: skip
+        _, n, k, m, (a_turned, a_apart), (b_turned, b_apart), alignments = self.product = product
+        self._description = self._describe()
         layout = "cublasLtMatrixLayoutCreate"
         self._a = self._new(layout, operand, *((k, m) if b_turned else (m, k)), b_apart)
         self._b = self._new(layout, operand, *((n, k) if a_turned else (k, n)), a_apart)
@@ -191,6 +192,29 @@ class Plan:
     def workspace(self) -> int:
         """Bytes that :meth:`run` needs."""
         return int(self.chosen.workspace)
+
+    def ending(self, epilogue: int, bias: int) -> Plan | None:
+        """The same product by the same algorithm, which also does what follows; None if it cannot.
+
+        Parameters
+        ----------
+        epilogue : {BIAS, RELU_BIAS}
+        bias : int
+            The address of the vector.
+        """
+        other, found = copy(self), Heuristic()
+        other._description = self._describe()
+        for attribute, value in ((EPILOGUE, c_uint32(epilogue)), (BIAS_POINTER, c_void_p(bias))):
+            self._set("cublasLtMatmulDescSetAttribute", other._description, attribute, value)
+        status = self._lt.cublasLtMatmulAlgoCheck(
+            self._handle, other._description, self._a, self._b, self._d, self._d,
+            byref(self.chosen), byref(found),
+        )  # fmt: skip
+        if status or found.state or found.workspace > WORKSPACE_BYTES:
+            return None
+        found.algorithm = self.chosen.algorithm
+        other.chosen = found
+        return other
 
     def run(self, a: int, b: int, out: int, workspace: int, stream: int) -> None:
         """Compute a product, given addresses in device memory.
@@ -228,6 +252,18 @@ class Plan:
         if not times:
             raise LtError("no candidate can be run")
         self.chosen = min(times, key=lambda pair: pair[0])[1]
+
+    def _describe(self) -> c_void_p:
+        """A description of the product, without what follows."""
+        _, _, compute = KINDS[self.product.kind]
+        wide = int(self.product.kind == "float64")
+        description = self._new("cublasLtMatmulDescCreate", compute, wide)
+        for attribute, (turned, _) in (
+            (TRANSPOSE_A, self.product.b),
+            (TRANSPOSE_B, self.product.a),
+        ):
+            self._set("cublasLtMatmulDescSetAttribute", description, attribute, c_int32(turned))
+        return description
 
     def _ask(self, alignments: tuple[int, int, int]) -> list[Heuristic]:
         """What the heuristic suggests."""

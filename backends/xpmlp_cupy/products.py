@@ -7,7 +7,7 @@ is one for the whole process, whatever its threads compute, and it has no produc
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from xpmlp_cupy import lt
@@ -30,8 +30,9 @@ class Products:
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._round = RoundToBfloat16(cupy)
+        self.round = RoundToBfloat16(cupy)
         self._plans: dict[lt.Product, lt.Plan | None] = {}
+        self._with_biases: dict[tuple[lt.Product, int, int], lt.Plan | None] = {}
 
     @cached_property
     def _library(self) -> Any:
@@ -41,7 +42,16 @@ class Products:
     def _handle(self) -> Any:
         return lt.create_handle(self._library)
 
-    def __call__(self, precision: str, a: Any, b: Any, out: Any, scratch: Scratch) -> bool:
+    def __call__(
+        self,
+        precision: str,
+        a: Any,
+        b: Any,
+        out: Any,
+        scratch: Scratch,
+        bias: Any = None,
+        relu: bool = False,
+    ) -> bool:
         """Compute the product, if cublasLt does it.
 
         Parameters
@@ -50,23 +60,29 @@ class Products:
             What operands of float32 are rounded to: not at all; to 11 significant bits, by the
             device as it reads them; or to 8, before.
         a, b, out : array of shape (..., n, k), (..., k, m), (..., n, m)
-            Without bfloat16 the elements of the rows or of the columns of `a` and `b` have to be
-            neighbours, as in transposed views and in rows of wider arrays.
+            With bfloat16 `a` and `b` may have been rounded before, see :meth:`rounded`. Without,
+            the elements of their rows or of their columns have to be neighbours, as in transposed
+            views and in rows of wider arrays.
         scratch : Scratch
+        bias : array of shape (m,), optional
+            To be added to each row of a single product, by the algorithm that computes it without.
+        relu : bool, default False
+            Whether to take ``max(0, .)`` then.
 
         Returns
         -------
         bool
             False if the product is still to be computed: dtypes differ or are others than float32
             and float64, an operand is empty or its layout another, it is a stack in IEEE
-            arithmetic, or cublasLt has no algorithm.
+            arithmetic, cublasLt has no algorithm, or the one it has does not add this bias.
         """
         dtype = str(out.dtype)
         if self._library is None or dtype not in ("float32", "float64"):
             return False
-        if not all(x.ndim > 1 and x.dtype == out.dtype and x.size for x in (a, b, out)):
-            return False
         rounded = dtype == "float32" and precision != "ieee"
+        dtypes = (dtype, "uint16") if rounded and precision == "bfloat16" else (dtype,)
+        if not all(x.ndim > 1 and str(x.dtype) in dtypes and x.size for x in (a, b, out)):
+            return False
         if out.ndim > 2:
             if not rounded:
                 return False
@@ -74,7 +90,10 @@ class Products:
             parts = zip(*stacks, out, strict=True)
             return all(self(precision, x, y, z, scratch) for x, y, z in parts)
         if rounded and precision == "bfloat16":
-            a, b = self._rounded(a, "a", scratch), self._rounded(b, "b", scratch)
+            a, b = (
+                x if str(x.dtype) == "uint16" else self.rounded(x, partial(scratch, name))
+                for name, x in (("a", a), ("b", b))
+            )
         layouts = _layout(a), _layout(b)
         if None in layouts or not out.flags.c_contiguous:
             return False
@@ -92,9 +111,20 @@ class Products:
         if product not in self._plans:
             self._plans[product] = self._plan(product, run if rounded else None)
         plan = self._plans[product]
+        if plan is not None and bias is not None:
+            plan = self._with_bias(plan, bias, relu)
         if plan is not None:
             run(plan)
         return plan is not None
+
+    def _with_bias(self, plan: lt.Plan, bias: Any, relu: bool) -> lt.Plan | None:
+        # No alignment is documented; 16 bytes are the most that a thread reads at once.
+        if lt.aligned(bias.data.ptr) < 16:
+            return None
+        key = plan.product, lt.RELU_BIAS if relu else lt.BIAS, bias.data.ptr
+        if key not in self._with_biases:
+            self._with_biases[key] = plan.ending(*key[1:])
+        return self._with_biases[key]
 
     def _plan(self, product: lt.Product, run: Callable[[lt.Plan], None] | None) -> lt.Plan | None:
         """How to compute a kind of product, the fastest way of `run`; None if there is none."""
@@ -118,13 +148,21 @@ class Products:
         stop.synchronize()
         return float(cuda.get_elapsed_time(start, stop))
 
-    def _rounded(self, x: Any, operand: str, scratch: Scratch) -> Any:
-        """The matrix `x` in bfloat16, in scratch: its rows, or its columns, one after the other."""
-        turned = x.strides[0] < x.strides[1]  # so that neighbours in memory are read together
+    def rounded(self, x: Any, allocate: Callable[[int, str], Any]) -> Any:
+        """The matrix `x` in bfloat16, as numbers of 16 bits, in memory from `allocate`.
+
+        Its rows, or its columns, lie one after the other.
+        """
+        turned = is_turned(x)  # so that neighbours in memory are read together
         x = x.T if turned else x
-        rounded = scratch(operand, x.size, "uint16").reshape(x.shape)
-        self._round(x, rounded)
+        rounded = allocate(x.size, "uint16").reshape(x.shape)
+        self.round(x, rounded)
         return rounded.T if turned else rounded
+
+
+def is_turned(x: Any) -> bool:
+    """Whether the columns of a matrix, rather than its rows, lie one after the other."""
+    return bool(x.strides[0] < x.strides[1])
 
 
 def _layout(x: Any) -> Any:

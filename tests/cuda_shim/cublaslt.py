@@ -27,13 +27,18 @@ class CublasLt:
     Attributes
     ----------
     products : list of SimpleNamespace
-        What was computed: ``transposes``, ``compute``, ``algorithm``, ``stream``.
+        What was computed: ``transposes``, ``compute``, ``algorithm``, ``stream``, ``kinds``,
+        ``epilogue``.
     asked : list of dict
         The preferences of each call of the heuristic.
     algorithms : int
         How many the heuristic finds.
     failing : set of int
         Those that cannot be run after all.
+    epilogues : set of int
+        What algorithms do besides.
+    fault : {"fails", "drops NaN", "rounds"}, optional
+        What is wrong with them.
     """
 
     def __init__(self, cuda: Any) -> None:
@@ -43,6 +48,8 @@ class CublasLt:
         self.asked: list[dict[int, int]] = []
         self.algorithms = 2
         self.failing: set[int] = set()
+        self.epilogues = {4, 6}
+        self.fault = ""
 
     def _make(self, place: Any, what: Any) -> int:
         number = place._obj.value = len(self._made) + 1
@@ -86,6 +93,14 @@ class CublasLt:
             results[place].workspace = WORKSPACE
         return 0
 
+    def cublasLtMatmulAlgoCheck(
+        self, handle: Any, description: Any, a: Any, b: Any, c: Any, d: Any, algorithm: Any,
+        result: Any,
+    ) -> int:  # fmt: skip
+        asked = self._made[description.value].attributes
+        result._obj.workspace = WORKSPACE
+        return 0 if asked[7] in self.epilogues else 15
+
     def cublasLtMatmul(
         self, handle: Any, description: Any, alpha: Any, a: int, a_layout: Any, b: int,
         b_layout: Any, beta: Any, c: int, c_layout: Any, d: int, d_layout: Any, heuristic: Any,
@@ -99,7 +114,8 @@ class CublasLt:
         assert workspace
         assert workspace_size == WORKSPACE
         algorithm = heuristic._obj.algorithm[0]
-        if algorithm in self.failing:
+        epilogue = about.attributes.get(7, 1)
+        if algorithm in self.failing or (epilogue != 1 and self.fault == "fails"):
             return 15  # not supported
         turned = [about.attributes[attribute] for attribute in (3, 4)]
         places = [(x, *self._made[layout.value]) for x, layout in ((a, a_layout), (b, b_layout))]
@@ -110,11 +126,21 @@ class CublasLt:
                 columns_at(*place).T if t else columns_at(*place)
                 for place, t in zip(places, turned, strict=True)
             )
-            columns_at(*result)[...] = left @ right
+            found = left @ right
+            if epilogue & 4:
+                bias = columns_at(
+                    about.attributes[8], found.shape[0], 1, found.shape[0], result[-1]
+                )
+                found += bias
+                found *= 1 + (self.fault == "rounds") * np.finfo("float32").eps
+            if epilogue & 2:
+                found = (np.fmax if self.fault == "drops NaN" else np.maximum)(found, 0)
+            columns_at(*result)[...] = found
             self.products.append(
                 SimpleNamespace(
                     transposes=tuple(turned), compute=about.compute, algorithm=algorithm,
-                    stream=stream, kinds=tuple(place[-1] for place in (*places, result)),
+                    stream=stream, epilogue=epilogue,
+                    kinds=tuple(place[-1] for place in (*places, result)),
                 )
             )  # fmt: skip
 
