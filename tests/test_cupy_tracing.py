@@ -12,9 +12,10 @@ from cuda_shim import no_compiler, shared_library
 from primitive_cases import KINDS_OF_RULES, NUMPY, edge_values, normal
 from rule_operands import RULES, SIGNED, all_arrays, assert_conforms, edges, n_results, parameters
 from xpmlp_cupy import tracing
-from xpmlp_cupy.tracing import body
+from xpmlp_cupy.tracing import alike, body
 
 import xpmlp.tracing as core
+from xpmlp import rules
 from xpmlp.typing import RuleFunctions
 
 TYPES = {"float32": "float", "float64": "double"}
@@ -199,6 +200,16 @@ def test_defaults_and_partial_functions_are_traced():
 
     assert "float(0.5) * v0" in body(scaled, ["a"], ["b"], "float")
     assert "float(0.125) * v0" in body(partial(scaled, slope=0.125), ["a"], ["b"], "float")
+
+
+def test_rules_that_do_the_same_are_alike():
+    def added(xp, x, y):
+        return x + y
+
+    assert alike(rules.add, added, 2)
+    assert not alike(rules.add, rules.multiply, 2)
+    assert not alike(rules.add, lambda xp, x, y: y + x, 2)
+    assert not alike(rules.relu, lambda xp, x: xp.maximum(x, 1.0), 1)
 
 
 def test_tracing_needs_no_cupy():

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xpmlp import rules
 from xpmlp.tape import CannotCapture
 from xpmlp.tracing import trace
 from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
 from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.products import is_turned
-from xpmlp_cupy.tracing import CTYPES
+from xpmlp_cupy.tracing import CTYPES, alike
 
 # Arguments that a primitive writes, counted from the first.
 WRITTEN = {
@@ -174,14 +173,25 @@ def bias_behind(product: Work, work: Work) -> tuple[Any, bool] | None:
     """
     if not (isinstance(product, Single) and product.name == "matmul" and isinstance(work, Group)):
         return None
-    out, found = product.arguments[2], [one.rule for one in work.rules]
-    if work.columns or work.total or found not in ([rules.add], [rules.add, rules.relu]):
+    out, n = product.arguments[2], len(work.rules)
+    if work.columns or work.total or n not in (1, 2):
         return None
+    for one, (rule, n_operands) in zip(work.rules, ((_sum, 2), (_relu, 1)), strict=False):
+        inplace = len(one.outs) == 1 and one.outs[0] is one.operands[0] is out
+        if not inplace or len(one.operands) != n_operands or not alike(one.rule, rule, n_operands):
+            return None
     bias = work.rules[0].operands[1]
-    alike = all(one.outs[0] is one.operands[0] is out for one in work.rules)
-    if not alike or not is_array(bias) or bias.dtype != out.dtype or bias.shape != out.shape[1:]:
+    if not is_array(bias) or bias.dtype != out.dtype or bias.shape != out.shape[1:]:
         return None
-    return bias, len(found) > 1
+    return bias, n > 1
+
+
+def _sum(xp: Any, x: Any, bias: Any) -> Any:
+    return x + bias
+
+
+def _relu(xp: Any, x: Any) -> Any:
+    return xp.maximum(x, 0.0)
 
 
 def _meets(work: Work, reads: list[View], writes: list[View]) -> bool:

@@ -79,3 +79,10 @@ def body(rule: Rule, operands: Sequence[str], outs: Sequence[str], ctype: str) -
         lines.append(f"const {kind} v{place} = {expression};")
     stores = zip(outs, traced.results, strict=True)
     return "\n".join([*lines, *(f"{out} = {text(result)};" for out, result in stores)])
+
+
+def alike(rule: Rule, other: Rule, n_operands: int) -> bool:
+    """Whether two rules that can be traced do the same, operation by operation."""
+    operands = [f"x{place}" for place in range(n_operands)]
+    texts = (body(one, operands, ["out"], "double") for one in (rule, other))
+    return len({*texts}) == 1
