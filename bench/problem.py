@@ -17,7 +17,7 @@ from xpmlp import Dense, Network
 SEED = 0
 _ORIGINS = {
     (784, 10): "Fashion-MNIST, training images, pixels / 255",
-    (30, 2): "breast cancer, standardised, repeated",
+    (30, 2): "breast cancer, standardised, repeated, a tenth of the labels wrong",
 }
 
 
