@@ -45,6 +45,7 @@ TESTS = [
     "verify",
     "worked_examples",
 ]
+TRAINING = ["consistency", "optimizers", "precision", "training"]
 SECONDS_OF_TESTS = 3600
 WIDTHS, BATCH, STEPS = (784, 256, 128, 10), 128, 400
 # Widths, batch, steps and precision of the tasks that are timed beside other libraries.
@@ -61,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="cupy", help="the adapter to be checked")
     parser.add_argument("--steps", type=int, default=200, help="steps of each compared run")
+    parser.add_argument("--only", help="some parts, with commas between; default: all")
     parser.add_argument("--out", default="bench/results/gpu-check.json", help="the JSON file")
     arguments = parser.parse_args()
     wheels = [str(path) for path in sorted(ROOT.glob("wheels/*.whl"))]
@@ -96,24 +98,36 @@ def main() -> int:
             faults.append(f"{name}: {type(error).__name__}: {error}")
         write(Path(arguments.out), record)
 
-    section("tests", lambda: run_tests(arguments.backend, wheels))
-    section("primitives", lambda: check_primitives(backend))
-    section("products", lambda: check_products(backend))
-    section("losses", lambda: train_in_each_precision(backend))
-    section("memory", lambda: run_out_of_memory(backend))
-    section("other devices", lambda: check_others(backend))
-    section("verify", lambda: compare(backend, arguments.steps))
-    section("captured", lambda: check_captured(backend))
-    section("nodes", lambda: count_nodes(backend))
-    section("microseconds_per_step", lambda: time_steps(backend))
-    section("bench", lambda: time_contenders(backend))
+    # What tells most comes first, and what may break the device for all that follows last.
+    parts: dict[str, Callable[[], Any]] = {
+        "products": lambda: check_products(backend),
+        "captured": lambda: check_captured(backend),
+        "nodes": lambda: count_nodes(backend),
+        "microseconds_per_step": lambda: time_steps(backend),
+        "bench": lambda: time_contenders(backend),
+        "primitives": lambda: check_primitives(backend),
+        "losses": lambda: train_in_each_precision(backend),
+        "verify": lambda: compare(backend, arguments.steps),
+        "other devices": lambda: check_others(backend),
+        "tests captured": lambda: run_tests(arguments.backend, wheels, captured=True),
+        "tests": lambda: run_tests(arguments.backend, wheels),
+        "memory": lambda: run_out_of_memory(backend),
+    }
+    chosen = arguments.only.split(",") if arguments.only else list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"--only: expected some of {', '.join(parts)}, got {min(unknown)!r}")
+    for name in chosen:
+        section(name, parts[name])
+    for name in ("tests captured", "tests"):
+        counts = record.get(name)
+        if counts and (not counts["passed"] or counts["failed"] or counts["errors"]):
+            faults.append(f"{name}: {counts}")
     tests = record.get("tests", {})
-    if not tests.get("passed") or tests["failed"] or tests["errors"]:
-        faults.append(f"tests: {tests}")
     faults += record.get("verify", {}).get("faults", [])
     write(Path(arguments.out), record)
     reasons = tests.get("skipped because", {})
-    print("\ntests    " + ", ".join(f"{n} {k}" for k, n in tests.items() if n is not reasons))
+    if tests:
+        print("\ntests    " + ", ".join(f"{n} {k}" for k, n in tests.items() if n is not reasons))
     print(*(f"  {n} skipped: {reason}" for reason, n in reasons.items()), sep="\n")
     for name, value in record.get("products", {}).items():
         print(f"a product in {name}: largest relative difference {value:.1e}")
@@ -147,8 +161,11 @@ def card(backend: Any) -> dict[str, Any]:
     return found
 
 
-def run_tests(name: str, wheels: list[str]) -> dict[str, Any]:
-    """Counts of the tests whose name has the backend's in it, and reasons of those skipped."""
+def run_tests(name: str, wheels: list[str], captured: bool = False) -> dict[str, Any]:
+    """Counts of the tests whose name has the backend's in it, and reasons of those skipped.
+
+    With `captured` those that train, with steps captured in runs of any length.
+    """
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "tests.xml"
         path = [str(ROOT), str(ROOT / "backends"), *wheels, os.environ.get("PYTHONPATH", "")]
@@ -156,10 +173,14 @@ def run_tests(name: str, wheels: list[str]) -> dict[str, Any]:
             [
                 sys.executable, "-m", "pytest", "-q", "-k", name, f"--junitxml={junit}",
                 "--continue-on-collection-errors", "-p", "no:cacheprovider",
-                *(f"tests/test_{test}.py" for test in TESTS),
+                *(f"tests/test_{test}.py" for test in (TRAINING if captured else TESTS)),
             ],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, path)),
+                **({"XPMLP_TEST_CAPTURED": "1"} if captured else {}),
+            },
             check=False,
             timeout=SECONDS_OF_TESTS,
         )  # fmt: skip

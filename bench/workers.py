@@ -101,6 +101,8 @@ def threads() -> list[str]:
 
 def _start(hidden: tuple[str, ...], cache: Path | str) -> None:
     os.environ.update(dict.fromkeys(_CACHES, str(cache)))
+    # JAX would take three quarters of a GPU's memory, where other processes have data, too.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     for package in hidden:
         sys.modules[package] = None  # type: ignore[assignment]  # as if not installed
 

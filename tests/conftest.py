@@ -25,6 +25,10 @@ for _name in ("torch", "cupy"):
         # The best device that there is, as in bench/gpu_check.py.
         _device = backend_class(_name).devices()[0]
         BACKENDS[_name] = get_backend(_device, _name, fallback=False)
+if "cupy" in BACKENDS and os.environ.get("XPMLP_TEST_CAPTURED"):
+    import xpmlp_cupy
+
+    xpmlp_cupy.STEPS_TO_CAPTURE = 0
 if "torch" in BACKENDS:
     import torch
 

@@ -370,7 +370,7 @@ def test_a_plan_is_made_once_for_each_kind_of_product():
 
 def test_ieee_takes_the_first_algorithm_and_others_the_fastest():
     times = iter([3.0, 1.0, 2.0])
-    backend = Fake()
+    backend = Fake(Pool(limit=10_000))
     backend.lt.algorithms = 4
     backend.lt.failing = {3}
     backend.cupy.cuda.get_elapsed_time = lambda start, stop: next(times)
@@ -384,6 +384,35 @@ def test_ieee_takes_the_first_algorithm_and_others_the_fastest():
     compare(fast, a, b)
     assert [product.algorithm for product in backend.lt.products[-2:]] == [1, 1]
     assert backend.cupy.cuda.calls["synchronize"] == 3  # only once
+
+
+def test_the_next_algorithm_is_taken_where_the_first_cannot_be_run():
+    backend = Fake()
+    backend.lt.algorithms = 3
+    backend.lt.failing = {0, 1}
+    a, b = (normal((4, 4), "float32", i) for i in (0, 1))
+    compare(backend, a, b)
+    assert {product.algorithm for product in backend.lt.products} == {2}
+    other = Fake()
+    other.lt.failing = {0}
+    compare(other, a, b)  # by CuPy's
+    assert not other.lt.products
+
+
+def test_large_arrays_are_handed_over_without_page_locked_memory(monkeypatch):
+    monkeypatch.setattr("xpmlp_cupy._PINNED_BYTES", 64)
+    backend, given = Fake(), []
+
+    class Large(Matrix):
+        def set(self, array):
+            given.append(array.nbytes)
+            self[...] = array
+
+    backend.cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(Large)
+    for n in (8, 9):
+        x = np.arange(float(n))
+        np.testing.assert_array_equal(backend.from_host(x), x)
+    assert given == [72]
 
 
 def test_the_installed_library_takes_the_descriptions():

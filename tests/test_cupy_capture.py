@@ -221,7 +221,8 @@ def test_rounded_products_are_captured_too(backend, precision, caplog):
         with steps_from(threshold):
             ends.append(train(backend, ROUNDED, "float32", precision))
     assert not caplog.records
-    assert [graph.launches for graph in backend.cupy.cuda.graphs] == [9, 3]
+    launches = [graph.launches for graph in backend.cupy.cuda.graphs]
+    assert [n for n in launches if n != 2] == [9, 3]  # twice where products were timed
     for eager, captured in zip(*ends, strict=True):
         np.testing.assert_array_equal(captured, eager)
 
@@ -538,6 +539,7 @@ def test_what_moves_is_given_a_place_and_neighbours_are_one(recorded):
     lambda tape, i, x: tape.elementwise(rules.add)((x,), x, float(i)),
     lambda tape, i, x: tape.elementwise((rules.add, rules.multiply)[i])((x,), x, x),
     lambda tape, i, x: tape.fill_uniform(x, Stream(0, i)),
+    lambda tape, i, x: tape.fill_uniform(x, Stream(0, 5)),
     lambda tape, i, x: tape.total(x[: 2 + i], x[0, 0, ...]),
     lambda tape, i, x: i and tape.copy(x, x),
     lambda tape, i, x: tape.copy(x[:, i], x[:, 2]),

@@ -20,7 +20,7 @@ COUNTS = {"passed": 3, "failed": 0, "errors": 0, "skipped": 1, "skipped because"
 def run(monkeypatch, tmp_path, capsys):
     def run(*arguments, tests=COUNTS):
         path = tmp_path / "check.json"
-        monkeypatch.setattr(gpu_check, "run_tests", lambda *_: tests)
+        monkeypatch.setattr(gpu_check, "run_tests", lambda *_, **__: tests)
         monkeypatch.setattr(gpu_check, "STEPS", 60)
         monkeypatch.setattr(gpu_check, "TIMED", [((5, 8, 3), 16, 10, "ieee")])
         monkeypatch.setattr("bench.gpu_tasks.CONTENDERS", (Xpmlp, Products))
@@ -64,6 +64,16 @@ def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
     assert any(fault.startswith("tests:") for fault in written["faults"])
     assert "microseconds_per_step" in written
     assert "bench" in written
+
+
+def test_some_parts_alone(run, capsys):
+    code, out, written = run("--backend", "numpy", "--only", "products,nodes")
+    assert code == 0
+    assert written.keys() == {"environment", "device", "faults", "products", "nodes"}
+    assert "a product in ieee" in out
+    with pytest.raises(SystemExit):
+        run("--backend", "numpy", "--only", "beads")
+    assert "expected some of products, captured" in capsys.readouterr().err
 
 
 def test_without_the_adapter_there_is_a_reason(run):

@@ -26,7 +26,7 @@ _log = logging.getLogger("xpmlp")
 # data's size.
 _SUM_ELEMENTS = 1 << 19
 _CHECK_ELEMENTS = 16384
-# What of a device's free memory X may take at most: the rest is for the model and its batches.
+# What of a device's free memory X may take at most: the rest is for batches.
 _RESIDENT_SHARE = 0.75
 
 
@@ -79,12 +79,18 @@ class SparseRows(HostRows):
 
 
 def as_matrix(
-    backend: Backend, value: Any, name: str, dtype: str, n_columns: int | None = None
+    backend: Backend,
+    value: Any,
+    name: str,
+    dtype: str,
+    n_columns: int | None = None,
+    beside: int = 0,
 ) -> Any:
     """`value` as a checked array of shape ``(n_samples, n_columns)`` on the backend's device.
 
     A sparse matrix becomes :class:`SparseRows`, one that does not fit into the device's memory
-    beside a model :class:`HostRows`; :func:`copy_rows` and :func:`take_rows` read all.
+    beside so many bytes and a batch :class:`HostRows`; :func:`copy_rows` and :func:`take_rows` read
+    all.
 
     Raises
     ------
@@ -117,7 +123,7 @@ def as_matrix(
     _check_values(x, name, dtype)
     if not backend.immediate and host().owns(x):
         memory = backend.memory()
-        if memory is not None and x.nbytes > _RESIDENT_SHARE * memory[0]:
+        if memory is not None and x.nbytes > _RESIDENT_SHARE * (memory[0] - beside):
             _log.info(
                 "%s stays in host memory: of %s's %s bytes %s are free, it has %s",
                 name, backend.device, *(f"{n:,}" for n in (memory[1], memory[0], x.nbytes)),

@@ -46,7 +46,9 @@ class Dataset:
     ) -> None:
         backend, dtype = network.backend, network.dtype
         self.chosen_loss = loss
-        self.x = as_matrix(backend, X, names[0], dtype, network.n_features)
+        # Of the model a gradient and what an optimizer remembers, at most three vectors.
+        beside = 4 * 8 * network.n_parameters
+        self.x = as_matrix(backend, X, names[0], dtype, network.n_features, beside)
         self.n_samples: int = self.x.shape[0]
         n = self.n_samples
         self.y, self.labels = as_target(backend, y, names[1], dtype, loss, n, network.n_outputs)
@@ -285,7 +287,9 @@ class TrainingStep:
         if n_rows < self.n_rows:  # the last batch of an epoch
             n = 1
         n_numbers = self.optimizer.n_numbers
-        rows = backend.zeros((n * n_rows,), "int64")
+        # An adapter may try a step: with rows that are there, and not all the same.
+        xp = host().xp
+        rows = backend.from_host(xp.arange(n * n_rows, dtype=xp.int64) % self.data.n_samples)
         numbers = backend.empty((n, n_numbers), policy.parameter)
         values = backend.empty((n,), policy.accumulate)
         self.objective = self.objectives[n_rows]  # its buffers are made outside of a step

@@ -111,25 +111,29 @@ def check_capture(backend: Backend, dtype: str) -> None:
         If a parameter or a loss differs by more than rounding.
     """
     xp = host().xp
-    X, y, weight = normal((30, 6), dtype), xp.arange(30) % 3, 0.5 + abs(normal((30,), dtype))
+    # 21 full batches of an epoch, of which an adapter may do many at once, and a smaller one.
+    n, n_batches = 43, 22
+    X, y, weight = normal((n, 6), dtype), xp.arange(n) % 3, 0.5 + abs(normal((n,), dtype))
     layers: list[Layer] = [Dense(40, "tanh"), Dropout(0.3), Dense(5, "relu"), Dense(3, "softmax")]
     ends = []
     for captures in (False, True):
         network = Network(6, layers, backend=backend, dtype=dtype)
         data = Dataset(network, X, y, weight, LogLoss())
         # So many steps to come that capturing them pays.
-        step = TrainingStep(network, Adam(), 4, data, 0.1, 0.01, 0.5, n_steps=10**9)
-        losses = backend.zeros((24,), network.policy.accumulate)
+        step = TrainingStep(network, Adam(), 2, data, 0.1, 0.01, 0.5, n_steps=10**9)
+        losses = backend.zeros((3 * n_batches,), network.policy.accumulate)
         for epoch in range(3):
-            order = backend.from_host((xp.arange(30) * 7 + epoch) % 30)
+            order = backend.from_host((xp.arange(n) * 7 + epoch) % n)
             batch = 0
-            while batch < 8:
-                n_rows = 4 if batch < 7 else 2
-                rows, done = order[4 * batch :], 0
+            while batch < n_batches:
+                n_rows = 2 if batch < n_batches - 1 else 1
+                rows, done = order[2 * batch :], 0
                 if captures:
-                    done = step.replay(rows, n_rows, epoch, batch, losses[8 * epoch :])
+                    some = losses[n_batches * epoch :]
+                    done = step.replay(rows, n_rows, epoch, batch, some)
                 if not done:
-                    losses[8 * epoch + batch] = step.forward(rows[:n_rows], epoch, batch)
+                    value = step.forward(rows[:n_rows], epoch, batch)
+                    losses[n_batches * epoch + batch] = value
                     step.backward()
                 batch += done or 1
         ends.append([backend.to_host(x).copy() for x in (losses, network.parameters)])

@@ -24,6 +24,8 @@ from xpmlp_cupy.scratch import Scratch
 # A run of so many steps is captured. Whether it is or not, the results are the same; a shorter one
 # would not win back the time that compiling and capturing take.
 STEPS_TO_CAPTURE = 200
+# The most that is handed over without waiting.
+_PINNED_BYTES = 1 << 24
 
 
 class CupyBackend(ReferenceBackend):
@@ -113,7 +115,16 @@ class CupyBackend(ReferenceBackend):
 
     def from_host(self, x: Any) -> Array:
         array: Any = host().from_host(x)
-        return self._allocate(lambda: self.cupy.asarray(array), array.nbytes)
+        if array.nbytes <= _PINNED_BYTES:
+            return self._allocate(lambda: self.cupy.asarray(array), array.nbytes)
+
+        def move() -> Array:
+            out: Array = self.cupy.empty(array.shape, array.dtype)
+            out.set(array)  # type: ignore[attr-defined]
+            return out
+
+        # asarray does not wait, but leaves a copy in page-locked memory, which CuPy keeps.
+        return self._allocate(move, array.nbytes)
 
     def to_host(self, x: Array) -> Any:
         return self.cupy.asnumpy(x)

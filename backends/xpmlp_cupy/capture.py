@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from xpmlp.backends import host
+from xpmlp.rng import Stream
 from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_cupy.lowering import Single, Work, bias_behind, lowered, overwritten, rounded_once
 from xpmlp_cupy.lt import LtError
@@ -62,6 +64,7 @@ class Captured:
         self.n_nodes = len(self.work) + 1
         self._one = self._graph(1)
         self._many = self._graph(STEPS_OF_A_GRAPH) if n_steps >= STEPS_OF_A_GRAPH else None
+        self._kept = self._scratch.arrays()  # for as long as the graphs, whatever thread ends
 
     def __call__(self, n: int, epoch: int, batch: int) -> int:
         self._staging.advance(begins=True, epoch=epoch, batch=batch)
@@ -133,13 +136,17 @@ class Captured:
     def _alike(self, product: Single, parts: list[Work]) -> bool:
         """Whether a product with a bias gives what it and the rules give one after the other.
 
-        No document says so: it is tried with the values of the step that has been done, and with a
-        NaN, which has to be passed on.
+        No document says so: it is tried with the values of the step that has been done, biases of
+        the size of the products, which at the start of training are zero, and a NaN, which has to
+        be passed on.
         """
-        cupy = self._backend.cupy
+        backend, cupy = self._backend, self._backend.cupy
         _, _, out, bias, _ = product.arguments
         apart = [self._launch(part) for part in parts]
         before = bias.copy()
+        drawn = host().generator(Stream(0, 0)).standard_normal(bias.shape)
+        largest = cupy.abs(out).max()
+        cupy.copyto(bias, backend.from_host(drawn) * largest, casting="unsafe")
         bias[:1] = float("nan")
         try:
             for launch in apart:

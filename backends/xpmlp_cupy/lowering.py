@@ -8,6 +8,7 @@ from typing import Any
 
 from xpmlp.tape import CannotCapture
 from xpmlp.tracing import trace
+from xpmlp.typing import Rule
 from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
 from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.products import is_turned
@@ -176,7 +177,7 @@ def bias_behind(product: Work, work: Work) -> tuple[Any, bool] | None:
     out, n = product.arguments[2], len(work.rules)
     if work.columns or work.total or n not in (1, 2):
         return None
-    for one, (rule, n_operands) in zip(work.rules, ((_sum, 2), (_relu, 1)), strict=False):
+    for one, (rule, n_operands) in zip(work.rules, _BIASED, strict=False):
         inplace = len(one.outs) == 1 and one.outs[0] is one.operands[0] is out
         if not inplace or len(one.operands) != n_operands or not alike(one.rule, rule, n_operands):
             return None
@@ -192,6 +193,9 @@ def _sum(xp: Any, x: Any, bias: Any) -> Any:
 
 def _relu(xp: Any, x: Any) -> Any:
     return xp.maximum(x, 0.0)
+
+
+_BIASED: tuple[tuple[Rule, int], ...] = ((_sum, 2), (_relu, 1))
 
 
 def _meets(work: Work, reads: list[View], writes: list[View]) -> bool:

@@ -53,8 +53,6 @@ _REPRODUCIBLE = 2 | 4
 BIAS, RELU_BIAS = 4, 6
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for Hopper
 CANDIDATES = 8
-# Calls of a candidate that are timed together.
-_TIMED = 5
 
 
 class Product(NamedTuple):
@@ -233,25 +231,38 @@ class Plan:
         )  # fmt: skip
 
     def choose(
-        self, run: Callable[[], None], milliseconds: Callable[[Callable[[], None]], float]
+        self,
+        run: Callable[[], None],
+        milliseconds: Callable[[Callable[[], None]], float] | None = None,
     ) -> None:
-        """Keep the candidate that is fastest in `run`, as `milliseconds` measures a function."""
+        """Keep the first candidate that `run` can use; given a clock, the fastest. It has run last.
+
+        Parameters
+        ----------
+        run : callable
+            Computes the product by what is chosen.
+        milliseconds : callable, optional
+            The time that the device takes for a function like that.
+
+        Raises
+        ------
+        LtError
+            If there is none: not all that the heuristic suggests can be run.
+        """
         times = []
-
-        def repeated() -> None:
-            for _ in range(_TIMED):
-                run()
-
         for candidate in self.candidates:
             self.chosen = candidate
             try:
                 run()  # what is loaded with the first call does not count
-                times.append((milliseconds(repeated), candidate))
-            except LtError:  # not on this device after all
+                if milliseconds is None:
+                    return
+                times.append((milliseconds(run), candidate))
+            except LtError:
                 continue
         if not times:
             raise LtError("no candidate can be run")
         self.chosen = min(times, key=lambda pair: pair[0])[1]
+        run()
 
     def _describe(self) -> c_void_p:
         """A description of the product, without what follows."""

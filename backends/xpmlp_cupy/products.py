@@ -14,6 +14,9 @@ from xpmlp_cupy import lt
 from xpmlp_cupy.kernels import RoundToBfloat16
 from xpmlp_cupy.scratch import Scratch
 
+# Calls of an algorithm that are timed together.
+_TIMED = 20
+
 
 class Products:
     """``out[...] = a @ b`` by cublasLt.
@@ -109,7 +112,9 @@ class Products:
             plan.run(a.data.ptr, b.data.ptr, out.data.ptr, place, stream)
 
         if product not in self._plans:
-            self._plans[product] = self._plan(product, run if rounded else None)
+            plan = self._plans[product] = self._plan(product, run, timed=rounded)
+            if bias is None:
+                return plan is not None
         plan = self._plans[product]
         if plan is not None and bias is not None:
             plan = self._with_bias(plan, bias, relu)
@@ -126,27 +131,41 @@ class Products:
             self._with_biases[key] = plan.ending(*key[1:])
         return self._with_biases[key]
 
-    def _plan(self, product: lt.Product, run: Callable[[lt.Plan], None] | None) -> lt.Plan | None:
-        """How to compute a kind of product, the fastest way of `run`; None if there is none."""
+    def _plan(
+        self, product: lt.Product, run: Callable[[lt.Plan], None], timed: bool
+    ) -> lt.Plan | None:
+        """How to compute a kind of product, which has been done then; None if there is no way."""
         plan = lt.Plan(self._library, self._handle, product)
-        if not plan.candidates:
+        clock = self._milliseconds if timed and len(plan.candidates) > 1 else None
+        try:
+            plan.choose(lambda: run(plan), clock)
+        except lt.LtError:
             return None
-        if run is not None and len(plan.candidates) > 1:
-            try:
-                plan.choose(lambda: run(plan), self._milliseconds)
-            except lt.LtError:
-                return None
         return plan
 
     def _milliseconds(self, run: Callable[[], None]) -> float:
-        """The time that the device takes for what `run` gives it."""
+        """The time that the device takes for some calls of `run`, without the host's."""
         cuda = self._cupy.cuda
-        start, stop = cuda.Event(), cuda.Event()
-        start.record()
-        run()
-        stop.record()
+        before, start, stop = cuda.Event(), cuda.Event(), cuda.Event()
+        before.record()
+        stream = self._clock
+        stream.wait_event(before)
+        with stream:
+            run()  # takes scratch of this stream, which a graph may not
+            stream.begin_capture()
+            for _ in range(_TIMED):
+                run()
+            graph = stream.end_capture()
+            graph.launch()
+            start.record()
+            graph.launch()
+            stop.record()
         stop.synchronize()
         return float(cuda.get_elapsed_time(start, stop))
+
+    @cached_property
+    def _clock(self) -> Any:
+        return self._cupy.cuda.Stream(non_blocking=True)
 
     def rounded(self, x: Any, allocate: Callable[[int, str], Any]) -> Any:
         """The matrix `x` in bfloat16, as numbers of 16 bits, in memory from `allocate`.

@@ -43,3 +43,7 @@ class Scratch(local):
         if key not in self._arrays:
             self._arrays[key] = self._zeros((room,), dtype)
         return self._arrays[key][:size]
+
+    def arrays(self) -> list[Any]:
+        """Those of this thread."""
+        return [*self._arrays.values()]

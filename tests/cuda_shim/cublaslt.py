@@ -87,10 +87,13 @@ class CublasLt:
         self, handle: Any, description: Any, a: Any, b: Any, c: Any, d: Any, preference: Any,
         wanted: int, results: Any, count: Any,
     ) -> int:  # fmt: skip
+        promised = self._made[preference.value].attributes
+        layouts = a.value, b.value, d.value
         count._obj.value = min(wanted, self.algorithms)
         for place in range(count._obj.value):
-            results[place].algorithm[0] = place
-            results[place].workspace = WORKSPACE
+            kept = (place, *(promised[attribute] for attribute in (5, 6, 8)), *layouts)
+            results[place].algorithm[: len(kept)] = kept
+            results[place].workspace = min(WORKSPACE, promised[1])
         return 0
 
     def cublasLtMatmulAlgoCheck(
@@ -113,7 +116,9 @@ class CublasLt:
         assert stream == self._cuda.get_current_stream().ptr
         assert workspace
         assert workspace_size == WORKSPACE
-        algorithm = heuristic._obj.algorithm[0]
+        algorithm, *promised = heuristic._obj.algorithm[:7]
+        assert not any(x % n for x, n in zip((a, b, d), promised[:3], strict=True))
+        assert promised[3:] == [layout.value for layout in (a_layout, b_layout, d_layout)]
         epilogue = about.attributes.get(7, 1)
         if algorithm in self.failing or (epilogue != 1 and self.fault == "fails"):
             return 15  # not supported
@@ -131,8 +136,10 @@ class CublasLt:
                 bias = columns_at(
                     about.attributes[8], found.shape[0], 1, found.shape[0], result[-1]
                 )
-                found += bias
-                found *= 1 + (self.fault == "rounds") * np.finfo("float32").eps
+                wide = found + bias
+                if self.fault == "rounds":  # more than once
+                    wide *= np.where(bias, 1 + np.finfo("float32").eps, np.float32(1))
+                found = wide
             if epilogue & 2:
                 found = (np.fmax if self.fault == "drops NaN" else np.maximum)(found, 0)
             columns_at(*result)[...] = found
