@@ -76,6 +76,14 @@ def test_the_order_of_the_rows_is_known_on_the_host():
     assert streamed.read_back == resident.read_back
 
 
+def test_there_must_be_room_for_the_model_beside_it():
+    X = np.zeros((100, 3), "float32")  # 1,200 bytes
+    backend = Small(2000)
+    for beside, moved in ((400, True), (401, False)):
+        x = as_matrix(backend, X, "X", "float32", beside=beside)
+        assert isinstance(x, HostRows) is not moved
+
+
 def test_what_fits_is_moved_and_what_is_there_stays():
     X = np.zeros((100, 3), "float32")
     backend = Small(1600)
