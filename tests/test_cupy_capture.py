@@ -31,7 +31,7 @@ import xpmlp_cupy
 from cuda_shim.adapter import EmulatedBackend
 from cuda_shim.emulator import DeviceArray
 from cuda_shim.nvrtc import cubin, no_nvrtc
-from xpmlp_cupy import CupyBackend, capture
+from xpmlp_cupy import CupyBackend, capture, fused
 from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.kernels import OPTIONS
 from xpmlp_cupy.lowering import Single, rounded_once
@@ -52,6 +52,17 @@ def steps_from(number):
         yield
     finally:
         xpmlp_cupy.STEPS_TO_CAPTURE = before
+
+
+@contextlib.contextmanager
+def counted_by_64_bits():
+    """Elements of arrays of any size."""
+    before = fused._LONG
+    fused._LONG = 0
+    try:
+        yield
+    finally:
+        fused._LONG = before
 
 
 @contextlib.contextmanager
@@ -142,6 +153,8 @@ def everything(backend):
             for run in runs:
                 with contextlib.suppress(NonFiniteLossError):
                     run(backend)
+            with contextlib.suppress(NonFiniteLossError), counted_by_64_bits():
+                long_run(backend)
             with contextlib.suppress(AssertionError):
                 for dtype in ("float32", "float64"):
                     check_capture(backend, dtype)
@@ -225,6 +238,15 @@ def test_rounded_products_are_captured_too(backend, precision, caplog):
     assert [n for n in launches if n != 2] == [9, 3]  # twice where products were timed
     for eager, captured in zip(*ends, strict=True):
         np.testing.assert_array_equal(captured, eager)
+
+
+def test_very_large_arrays_are_counted_by_64_bits(backend, caplog):
+    with steps_from(EAGER):
+        expected = long_run(backend)[0].parameters
+    with steps_from(CAPTURED), counted_by_64_bits():
+        got = long_run(backend)[0].parameters
+    assert not caplog.records
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -562,12 +584,11 @@ def test_every_kernel_of_a_captured_step_compiles(recorded, arch):
     reason = no_nvrtc()
     if reason:
         pytest.skip(reason)
-    # One of those that differ in dtype alone.
-    chosen = {name: (key, n) for key, n in recorded.cupy.sources.items() for name in key[1:]}
-    made = {*chosen}
+    sources = recorded.cupy.sources
+    made = {name for _, name in sources}
     assert made >= {"xpmlp_advance", "xpmlp_gather", "xpmlp_fill_uniform_of_step", "xpmlp_add_relu",
                     "xpmlp_relu_backward_sum_columns", "xpmlp_gate_adam"}  # fmt: skip
-    binary = cubin(dict(chosen.values()), arch, OPTIONS)
+    binary = cubin(sources, arch, OPTIONS)
     assert binary.startswith(b"\x7fELF")
     for name in made:
         assert name.encode() in binary

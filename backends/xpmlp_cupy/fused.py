@@ -27,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(256) {name}(
 }}
 """
 _MOST_BLOCKS = 4096
+# Elements from which their number needs 64 bits; less are counted faster.
+_LONG = 1 << 31
 
 
 def is_array(x: Any) -> bool:
@@ -142,7 +144,7 @@ class Group:
         """The source, the blocks, and the arguments that follow those of the text."""
         text.apply(self.rules)
         size = prod(self.shape)
-        short = size < 1 << 31
+        short = size < _LONG
         integer = "unsigned int" if short else "long long"
         place = f"const {integer} row = i / n_columns, column = i - row * n_columns;"
         source = _ELEMENTWISE.format(
