@@ -55,6 +55,10 @@ TIMED = [
     ((4096, 4096, 4096, 4096, 4096, 10), 8192, 8, "tf32"),
     ((4096, 4096, 4096, 4096, 4096, 10), 8192, 8, "bfloat16"),
 ]
+# Widths, batch and samples of runs from host memory. The copy of a batch is the longer, then the
+# shorter part of a step.
+STREAMED = [((784, 256, 128, 10), 128, 60_000), ((784, 4096, 4096, 10), 1024, 60_000)]
+EPOCHS = 5
 
 
 def main() -> int:
@@ -104,6 +108,7 @@ def main() -> int:
         "captured": lambda: check_captured(backend),
         "nodes": lambda: count_nodes(backend),
         "microseconds_per_step": lambda: time_steps(backend),
+        "streamed": lambda: time_streamed(backend),
         "bench": lambda: time_contenders(backend),
         "primitives": lambda: check_primitives(backend),
         "losses": lambda: train_in_each_precision(backend),
@@ -141,6 +146,12 @@ def main() -> int:
         print(f"captured steps, {name}: parameters differ from single ones' by {value:.1e}")
     for name, (nodes, adding) in record.get("nodes", {}).items():
         print(f"a captured step, {name}: {nodes} nodes, {adding} products that add a bias")
+    for one in record.get("streamed", []):
+        print(
+            f"{'-'.join(map(str, one['widths']))}, batch {one['batch']}: an epoch takes "
+            f"{one['resident']:.3f} s with the samples on the device, {one['streamed']:.3f} s with "
+            "them on the host"
+        )
     if record.get("bench"):
         from bench.gpu_tasks import report
 
@@ -336,6 +347,34 @@ def count_nodes(backend: Any) -> dict[str, tuple[int, int]]:
         if captured is None:
             raise ValueError(f"steps in {precision} are not captured")
         found[precision] = captured.replay.n_nodes, captured.replay.n_biases
+    return found
+
+
+def time_streamed(backend: Any) -> list[dict[str, Any]]:
+    """Seconds of an epoch whose samples are on the device, and on the host."""
+    import numpy as np
+
+    from xpmlp import Dense, Network, data, fit
+
+    found = []
+    share = data._RESIDENT_SHARE
+    for widths, batch, n_samples in STREAMED:
+        rng = np.random.default_rng(0)
+        X = rng.integers(0, 256, (n_samples, widths[0]), dtype="uint8")
+        y = rng.integers(0, widths[-1], n_samples)
+        layers = [*(Dense(n, "relu") for n in widths[1:-1]), Dense(widths[-1], "softmax")]
+        one: dict[str, Any] = {"widths": widths, "batch": batch}
+        for name, most in (("resident", share), ("streamed", 0.0)):
+            data._RESIDENT_SHARE = most
+            try:
+                for epochs in (1, EPOCHS):  # the first call compiles, captures and plans
+                    network = Network(widths[0], layers, backend=backend, dtype="float32")
+                    start = perf_counter()
+                    fit(network, X, y, loss="log_loss", epochs=epochs, batch_size=batch, verbose=0)
+                    one[name] = (perf_counter() - start) / epochs
+            finally:
+                data._RESIDENT_SHARE = share
+        found.append(one)
     return found
 
 

@@ -39,6 +39,7 @@ from xpmlp_cupy.staging import Staging
 
 EAGER, CAPTURED = 10**9, 0
 PRECISIONS = ("ieee", "tf32", "bfloat16")
+KINDS = ("uint8", "float32", "sparse")
 CASES = {case.name: case for case in cases()}
 ROUNDED = next(iter(CASES))
 
@@ -132,8 +133,23 @@ def focal(backend):
     return digits(backend, loss="focal")
 
 
-def pixels(dtype):
-    return np.random.default_rng(0).integers(0, 3, (300, 20)).astype(dtype)
+def pixels(kind):
+    """Samples of a dtype, or sparse ones."""
+    X = np.random.default_rng(0).integers(0, 3, (300, 20))
+    if kind != "sparse":
+        return X.astype(kind)
+    from scipy import sparse
+
+    return sparse.csr_array(X.astype("float32"))
+
+
+def with_memory(backend, free, kind, **options):
+    """A run on a device that has so much memory left."""
+    before, backend.free = backend.free, free
+    try:
+        return digits(backend, X=pixels(kind), **options)
+    finally:
+        backend.free = before
 
 
 def everything(backend):
@@ -150,6 +166,7 @@ def everything(backend):
             runs = [partial(digits, precision=name, layers=BIASED) for name in PRECISIONS]
             runs += [partial(digits, layers=layers) for layers in (LINEAR, RELU_MASKED)]
             runs += [digits, long_run, focal, partial(digits, X=pixels("uint8"))]
+            runs += [partial(with_memory, free=1000, kind=kind) for kind in KINDS]
             for run in runs:
                 with contextlib.suppress(NonFiniteLossError):
                     run(backend)
@@ -484,13 +501,6 @@ def test_what_allocates_is_not_captured(backend, caplog, monkeypatch):
     assert_eager(backend, caplog, "a step that allocates", loss="focal")
 
 
-def test_sparse_rows_are_not_captured(backend, caplog):
-    from scipy import sparse
-
-    X = sparse.csr_array(np.random.default_rng(0).standard_normal((300, 20)).astype("float32"))
-    assert_eager(backend, caplog, "inside a step", X=X)
-
-
 def test_a_rule_that_cannot_be_compiled_is_not_captured(backend, caplog):
     @dataclass(frozen=True)
     class Powered(ReLU):
@@ -597,22 +607,43 @@ def test_every_kernel_of_a_captured_step_compiles(recorded, arch):
 # --- Data in host memory --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_data_that_stays_on_the_host_gives_the_same_run(backend, dtype, caplog, monkeypatch):
-    ends, X = [], pixels(dtype)
-    for threshold, free in ((CAPTURED, 1 << 20), (EAGER, 1 << 20), (EAGER, 1000)):
-        monkeypatch.setattr(backend, "free", free)
-        assert not caplog.records
-        backend.cupy.cuda.calls.clear()
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_stays_on_the_host_gives_the_same_run(backend, kind, caplog):
+    ends = []
+    for threshold, free in [(CAPTURED, 1 << 20), (EAGER, 1 << 20), (EAGER, 1000), (CAPTURED, 1000)]:
+        caplog.clear()
+        backend.cupy.cuda.graphs.clear()
         with steps_from(threshold):
-            ends.append(digits(backend, X=X)[0].parameters)
-    assert "X stays in host memory" in caplog.text
+            network, _ = with_memory(backend, free, kind, batch_size=32, epochs=3)
+        ends.append(network.parameters)
+        assert ("X stays in host memory" in caplog.text) == (free == 1000 and kind != "sparse")
+        assert "one primitive at a time" not in caplog.text
+        assert bool(backend.cupy.cuda.graphs) == (threshold == CAPTURED)
     for end in ends:
         np.testing.assert_array_equal(end, ends[0])
-    # In two epochs, each of which ends with two looks, six batches wait for a pinned buffer, but
-    # for the first of each.
-    assert backend.cupy.cuda.calls["read"] + backend.cupy.cuda.calls["to_host"] <= 6
-    assert backend.cupy.cuda.calls["synchronize"] in (4, 6)
     lanes = backend._load_rows._lanes
-    assert {lane.host.dtype.name for lane in lanes.values()} >= {dtype}
-    assert len(lanes) <= 4
+    assert {lane.host.dtype.name for lane in lanes.values()} >= {pixels(kind).dtype.name}
+
+
+@pytest.mark.parametrize("threshold", [EAGER, CAPTURED])
+def test_the_host_waits_for_pinned_memory_alone(backend, threshold):
+    with steps_from(threshold):
+        with_memory(backend, 1000, "uint8", layers=MASKED)
+    # Two epochs end with two looks each. Their six batches, and in captured runs the two that are
+    # tried, wait for the last but one before them to have left its buffer.
+    calls = backend.cupy.cuda.calls
+    assert calls["read"] + calls["to_host"] <= 6
+    assert calls["synchronize"] <= 6 + 2 * (threshold == CAPTURED)
+
+
+def test_many_steps_are_moved_at_once(backend, monkeypatch):
+    moved = []
+    original = backend.load_rows
+    monkeypatch.setattr(backend, "load_rows", lambda x, rows, out: (
+        moved.append(out.shape[0]), original(x, rows, out)))  # fmt: skip
+    for most, expected in ((1 << 23, [296, 4]), (64 * 20, [64] * 4 + [40, 4])):
+        monkeypatch.setattr("xpmlp.step._MOVED_BYTES", most)
+        moved.clear()
+        with steps_from(CAPTURED):
+            with_memory(backend, 1000, "uint8", batch_size=8, epochs=3)
+        assert moved[-len(expected) :] == expected

@@ -22,6 +22,7 @@ def run(monkeypatch, tmp_path, capsys):
         path = tmp_path / "check.json"
         monkeypatch.setattr(gpu_check, "run_tests", lambda *_, **__: tests)
         monkeypatch.setattr(gpu_check, "STEPS", 60)
+        monkeypatch.setattr(gpu_check, "STREAMED", [((5, 8, 3), 16, 64)])
         monkeypatch.setattr(gpu_check, "TIMED", [((5, 8, 3), 16, 10, "ieee")])
         monkeypatch.setattr("bench.gpu_tasks.CONTENDERS", (Xpmlp, Products))
         monkeypatch.setattr("xpmlp_numpy.THRESHOLD", 10**9)
@@ -51,6 +52,8 @@ def test_a_page_and_a_file(run):
     assert 0 <= written["captured"]["ieee"] < 1e-4
     assert written["bench"][0]["contenders"]["products alone"]["microseconds_a_step"] > 0
     assert "### 5-8-3, batch 16, ieee" in out
+    assert written["streamed"][0]["streamed"] > 0
+    assert "5-8-3, batch 16: an epoch takes" in out
     assert written["losses"]["ieee"] > 0
     assert "llocate" in written["memory"]
     assert written["other devices"] == {}
@@ -67,9 +70,9 @@ def test_an_error_is_a_fault_and_the_rest_is_written(run, monkeypatch):
 
 
 def test_some_parts_alone(run, capsys):
-    code, out, written = run("--backend", "numpy", "--only", "products,nodes")
+    code, out, written = run("--backend", "numpy", "--only", "products,nodes,streamed")
     assert code == 0
-    assert written.keys() == {"environment", "device", "faults", "products", "nodes"}
+    assert written.keys() == {"environment", "device", "faults", "products", "nodes", "streamed"}
     assert "a product in ieee" in out
     with pytest.raises(SystemExit):
         run("--backend", "numpy", "--only", "beads")

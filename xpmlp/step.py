@@ -26,6 +26,8 @@ _log = logging.getLogger("xpmlp")
 # device that computes beside the host does so many in that time.
 _CHUNK_WORK = 1e10
 _CHUNK_WORK_OF_DEVICE = 1e12
+# Bytes of host memory that are moved to the device for the steps of one replay.
+_MOVED_BYTES = 1 << 23
 # Rows evaluated at a time on validation data.
 _EVALUATE_ROWS = 1024
 
@@ -83,8 +85,24 @@ class Dataset:
             digest.update(f"{tuple(part.shape)} {some.dtype}".encode())
         return digest.hexdigest()[:16]
 
-    def stage(self, rows: Array | slice, objective: Objective, on_host: Any = None) -> None:
-        """Gather a batch into the buffers of `objective`; `on_host` as in :func:`take_rows`."""
+    def stage(
+        self,
+        rows: Array | slice,
+        objective: Objective,
+        on_host: Any = None,
+        moved: tuple[Array, Array] | None = None,
+    ) -> None:
+        """Gather a batch into the buffers of `objective`.
+
+        Parameters
+        ----------
+        rows : array of shape (n,), or slice
+        objective : Objective
+        on_host : NumPy array of shape (n,), optional
+            As in :func:`take_rows`.
+        moved : (array of shape (m, n_features), array of shape (n,)), optional
+            Samples that are on the device already, and the rows of the batch there.
+        """
         backend, pairs = objective.backend, [(self.y, objective.y)]
         if self.weight is not None and objective.weight is not None:
             pairs.append((self.weight, objective.weight))
@@ -92,7 +110,8 @@ class Dataset:
             for part, out in [(self.x, objective.x), *pairs]:
                 copy_rows(backend, part, rows, out)
         else:
-            take_rows(backend, self.x, rows, objective.x, on_host)
+            x, places = moved or (self.x, rows)
+            take_rows(backend, x, places, objective.x, on_host)
             for part, out in pairs:
                 take_rows(backend, part, rows, out)
 
@@ -116,12 +135,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Captured:
-    """Captured steps on batches of one size, and where their inputs and outputs stand."""
+    """Captured steps on batches of one size, and where their inputs and outputs stand.
+
+    `moved` are samples in the order of the steps, where all are in host memory.
+    """
 
     replay: Replay
     rows: Array
     numbers: Array
     values: Array
+    moved: Array | None
 
 
 class TrainingStep:
@@ -187,15 +210,19 @@ class TrainingStep:
         # The row numbers of the epoch, batch after batch, where X is on the host.
         self.order_on_host: Any = None
 
-    def forward(self, indices: Array, epoch: int, batch: int) -> Array:
-        """The objective of a batch, a 0-d array on the device."""
+    def forward(
+        self, indices: Array, epoch: int, batch: int, moved: tuple[Array, Array] | None = None
+    ) -> Array:
+        """The objective of a batch, a 0-d array on the device; `moved` as in :meth:`stage`."""
         self.objective = self.objectives[indices.shape[0]]
-        on_host = None
-        if self.order_on_host is not None:
-            start = batch * self.n_rows
-            on_host = self.order_on_host[start : start + indices.shape[0]]
-        self.data.stage(indices, self.objective, on_host)
+        on_host = self._on_host(batch, indices.shape[0])
+        self.data.stage(indices, self.objective, on_host, moved)
         return self.objective.forward(epoch, batch)
+
+    def _on_host(self, batch: int, n: int) -> Any:
+        """The numbers of `n` rows from a batch on, where X is on the host."""
+        start = batch * self.n_rows
+        return None if self.order_on_host is None else self.order_on_host[start : start + n]
 
     def overflowed(self) -> str | None:
         """What is not finite after the updates so far: "parameters", or one of the slots."""
@@ -266,7 +293,11 @@ class TrainingStep:
         values = chain.from_iterable(optimizer.advance(state, n))
         numbers = host().xp.fromiter(values, "float64").reshape(n, -1)
         backend.copy(backend.from_host(numbers), captured.numbers[:n, :])
-        backend.copy(indices[: n * n_rows], captured.rows[: n * n_rows])
+        taken = slice(0, n * n_rows)
+        backend.copy(indices[taken], captured.rows[taken])
+        if captured.moved is not None:
+            on_host = self._on_host(batch, n * n_rows)
+            take_rows(backend, self.data.x, indices[taken], captured.moved[taken, :], on_host)
         done = captured.replay(n, epoch, batch)
         backend.copy(captured.values[:n], losses[batch : batch + n])
         if done < n:
@@ -286,22 +317,35 @@ class TrainingStep:
         n = max(1, min(FLUSH_EVERY, int(most / work), self.data.n_samples // n_rows))
         if n_rows < self.n_rows:  # the last batch of an epoch
             n = 1
+        x = self.data.x
+        moved: Array | None = None
+        if isinstance(x, HostRows):
+            if x.dtype.itemsize > 8:  # a wider float than devices know
+                return None
+            n = max(1, min(n, _MOVED_BYTES // (n_rows * x.shape[1] * x.dtype.itemsize)))
         n_numbers = self.optimizer.n_numbers
         # An adapter may try a step: with rows that are there, and not all the same.
         xp = host().xp
-        rows = backend.from_host(xp.arange(n * n_rows, dtype=xp.int64) % self.data.n_samples)
+        first = xp.arange(n * n_rows, dtype=xp.int64)
+        rows, places = (backend.from_host(some) for some in (first % self.data.n_samples, first))
         numbers = backend.empty((n, n_numbers), policy.parameter)
         values = backend.empty((n,), policy.accumulate)
         self.objective = self.objectives[n_rows]  # its buffers are made outside of a step
 
         def step(i: int) -> None:
-            value = self.forward(rows[i * n_rows : (i + 1) * n_rows], 0, i)
+            nonlocal moved
+            if moved is None and isinstance(x, HostRows):
+                moved = backend.empty((n * n_rows, x.shape[1]), x.dtype.name)
+                take_rows(backend, x, rows, moved, first % self.data.n_samples)
+            part = slice(i * n_rows, (i + 1) * n_rows)
+            here = None if moved is None else (moved, places[part])
+            value = self.forward(rows[part], 0, i, here)
             self.backend.copy(value, values[i, ...])
             if not backend.immediate or self.backend.finite(value):
                 self._backward([numbers[i, j, ...] for j in range(n_numbers)])
 
         replay = self.backend.capture(step, n, self.n_steps, work)
-        return None if replay is None else _Captured(replay, rows, numbers, values)
+        return None if replay is None else _Captured(replay, rows, numbers, values, moved)
 
     def _made_of_primitives(self) -> bool:
         """Whether all of a step is the library's own, which calls nothing but primitives.

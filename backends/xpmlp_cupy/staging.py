@@ -101,6 +101,8 @@ class Staging:
         self.pieces: list[Piece] = []
         self._stand_ins: dict[View, Any] = {}
         self._cut(moving, read)
+        # So that the kernel does not depend on where memory happens to lie.
+        self.pieces.sort(key=lambda piece: not piece.enters)
         self.calls = [
             (name, tuple(self._still(*pair) for pair in zip(arguments, others, strict=True)))
             for (name, arguments), (_, others) in zip(first, second, strict=True)
