@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -68,14 +69,18 @@ def _method(record: dict[str, Any]) -> str:
     facts, configuration = record["environment"], record["configuration"]
     spread = max(max(case["differences_of_losses"].values()) for case in record["cases"])
     reasons = " ".join(missing(record))
+    timed = [one for case in record["cases"] for one in case["contenders"].values()]
+    noise = median(
+        (max(one["seconds"]) - min(one["seconds"])) / median(one["seconds"]) for one in timed
+    )
     return _wrapped(
         f"Microseconds of a training step on one machine ({facts['cpu']}, {facts['cores']} cores; "
         f"{packages(facts)}): {configuration['dtype']}, ReLU, softmax, log loss, Adam, default "
         "threads. All start from the same parameters; before the timing their losses, in the order "
         f"of the data, differed by at most {spread:.1%}: rounding, which training magnifies. "
-        f"Medians of {configuration['rounds']} "
-        "interleaved rounds. Elsewhere, and on a busy machine, expect other times; ratios carry "
-        f"further. {reasons}"
+        f"Medians of {configuration['rounds']} interleaved rounds, whose slowest and fastest were "
+        f"typically {noise:.0%} apart: smaller differences say nothing. Elsewhere, and on a busy "
+        f"machine, expect other times; ratios carry further. {reasons}"
     )
 
 
