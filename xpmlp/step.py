@@ -318,16 +318,15 @@ class TrainingStep:
         if n_rows < self.n_rows:  # the last batch of an epoch
             n = 1
         x = self.data.x
-        moved: Array | None = None
+        moved: tuple[Array, Array] | None = None
         if isinstance(x, HostRows):
             if x.dtype.itemsize > 8:  # a wider float than devices know
                 return None
             n = max(1, min(n, _MOVED_BYTES // (n_rows * x.shape[1] * x.dtype.itemsize)))
         n_numbers = self.optimizer.n_numbers
         # An adapter may try a step: with rows that are there, and not all the same.
-        xp = host().xp
-        first = xp.arange(n * n_rows, dtype=xp.int64)
-        rows, places = (backend.from_host(some) for some in (first % self.data.n_samples, first))
+        order = host().xp.arange(n * n_rows, dtype=host().xp.int64)
+        rows = backend.from_host(order.copy())
         numbers = backend.empty((n, n_numbers), policy.parameter)
         values = backend.empty((n,), policy.accumulate)
         self.objective = self.objectives[n_rows]  # its buffers are made outside of a step
@@ -335,17 +334,20 @@ class TrainingStep:
         def step(i: int) -> None:
             nonlocal moved
             if moved is None and isinstance(x, HostRows):
-                moved = backend.empty((n * n_rows, x.shape[1]), x.dtype.name)
-                take_rows(backend, x, rows, moved, first % self.data.n_samples)
+                samples = backend.empty((n * n_rows, x.shape[1]), x.dtype.name)
+                take_rows(backend, x, rows, samples, order)
+                moved = samples, backend.from_host(order)
             part = slice(i * n_rows, (i + 1) * n_rows)
-            here = None if moved is None else (moved, places[part])
+            here = moved and (moved[0], moved[1][part])
             value = self.forward(rows[part], 0, i, here)
             self.backend.copy(value, values[i, ...])
             if not backend.immediate or self.backend.finite(value):
                 self._backward([numbers[i, j, ...] for j in range(n_numbers)])
 
         replay = self.backend.capture(step, n, self.n_steps, work)
-        return None if replay is None else _Captured(replay, rows, numbers, values, moved)
+        return None if replay is None else _Captured(
+            replay, rows, numbers, values, moved and moved[0]
+        )  # fmt: skip
 
     def _made_of_primitives(self) -> bool:
         """Whether all of a step is the library's own, which calls nothing but primitives.

@@ -19,7 +19,7 @@ from xpmlp_cupy.kernels import FillUniform, RuleKernel, SoftmaxLogLoss, TakeRows
 from xpmlp_cupy.loading import RowLoader
 from xpmlp_cupy.products import Products
 from xpmlp_cupy.reductions import Reductions
-from xpmlp_cupy.scratch import Scratch
+from xpmlp_cupy.scratch import Scratch, ThreadScratch
 
 # A run of so many steps is captured. Whether it is or not, the results are the same; a shorter one
 # would not win back the time that compiling and capturing take.
@@ -208,7 +208,7 @@ class CupyBackend(ReferenceBackend):
 
     @cached_property
     def _scratch(self) -> Scratch:
-        return Scratch(self.zeros, lambda: self.cupy.cuda.get_current_stream().ptr)
+        return ThreadScratch(self.zeros, lambda: self.cupy.cuda.get_current_stream().ptr)
 
     @cached_property
     def _load_rows(self) -> RowLoader:

@@ -64,7 +64,6 @@ class Captured:
         self.n_nodes = len(self.work) + 1
         self._one = self._graph(1)
         self._many = self._graph(STEPS_OF_A_GRAPH) if n_steps >= STEPS_OF_A_GRAPH else None
-        self._kept = self._scratch.arrays()  # for as long as the graphs, whatever thread ends
 
     def __call__(self, n: int, epoch: int, batch: int) -> int:
         self._staging.advance(begins=True, epoch=epoch, batch=batch)

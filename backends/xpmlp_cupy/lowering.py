@@ -11,7 +11,7 @@ from xpmlp.tracing import trace
 from xpmlp.typing import Rule
 from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
 from xpmlp_cupy.gather import Gather
-from xpmlp_cupy.products import is_turned
+from xpmlp_cupy.products import by_rows
 from xpmlp_cupy.tracing import CTYPES, alike
 
 # Arguments that a primitive writes, counted from the first.
@@ -64,19 +64,17 @@ def rounded_once(calls: Calls, zeros: Callable[[tuple[int, ...], str], Any]) -> 
     kept: dict[Any, Any] = {}
     result: Calls = []
 
-    def once(x: Any) -> Any:
-        turned = is_turned(x)
-        rows = x.T if turned else x
+    def once(rows: Any) -> Any:
         key = View.of(rows), rows.strides
         if key not in kept:
             kept[key] = zeros(rows.shape, "uint16")
             result.append(("round", (rows, kept[key])))
-        return kept[key].T if turned else kept[key]
+        return kept[key]
 
     for name, arguments in calls:
         if name == "matmul" and all(x.ndim == 2 and str(x.dtype) == "float32" for x in arguments):
             a, b, out = arguments
-            arguments = (once(a), once(b), out)
+            arguments = (by_rows(a, once), by_rows(b, once), out)
         result.append((name, arguments))
         for view in Single(name, arguments).writes:
             kept = {key: value for key, value in kept.items() if not key[0].overlaps(view)}

@@ -7,7 +7,7 @@ is one for the whole process, whatever its threads compute, and it has no produc
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from xpmlp_cupy import lt
@@ -63,8 +63,8 @@ class Products:
             What operands of float32 are rounded to: not at all; to 11 significant bits, by the
             device as it reads them; or to 8, before.
         a, b, out : array of shape (..., n, k), (..., k, m), (..., n, m)
-            With bfloat16 `a` and `b` may have been rounded before, see :meth:`rounded`. Without,
-            the elements of their rows or of their columns have to be neighbours, as in transposed
+            With bfloat16 `a` and `b` may have been rounded before, by :attr:`round`. Without, the
+            elements of their rows or of their columns have to be neighbours, as in transposed
             views and in rows of wider arrays.
         scratch : Scratch
         bias : array of shape (m,), optional
@@ -94,7 +94,7 @@ class Products:
             return all(self(precision, x, y, z, scratch) for x, y, z in parts)
         if rounded and precision == "bfloat16":
             a, b = (
-                x if str(x.dtype) == "uint16" else self.rounded(x, partial(scratch, name))
+                x if str(x.dtype) == "uint16" else self._rounded(x, name, scratch)
                 for name, x in (("a", a), ("b", b))
             )
         layouts = _layout(a), _layout(b)
@@ -167,21 +167,23 @@ class Products:
     def _clock(self) -> Any:
         return self._cupy.cuda.Stream(non_blocking=True)
 
-    def rounded(self, x: Any, allocate: Callable[[int, str], Any]) -> Any:
-        """The matrix `x` in bfloat16, as numbers of 16 bits, in memory from `allocate`.
+    def _rounded(self, x: Any, operand: str, scratch: Scratch) -> Any:
+        """The matrix `x` in bfloat16, in scratch: its rows, or its columns, one after the other."""
 
-        Its rows, or its columns, lie one after the other.
-        """
-        turned = is_turned(x)  # so that neighbours in memory are read together
-        x = x.T if turned else x
-        rounded = allocate(x.size, "uint16").reshape(x.shape)
-        self.round(x, rounded)
-        return rounded.T if turned else rounded
+        def write(rows: Any) -> Any:
+            rounded = scratch(operand, rows.size, "uint16").reshape(rows.shape)
+            self.round(rows, rounded)
+            return rounded
+
+        return by_rows(x, write)
 
 
-def is_turned(x: Any) -> bool:
-    """Whether the columns of a matrix, rather than its rows, lie one after the other."""
-    return bool(x.strides[0] < x.strides[1])
+def by_rows(x: Any, make: Callable[[Any], Any]) -> Any:
+    """What `make` makes of a matrix, given it, or turned back, given its transpose.
+
+    It is given that whose rows lie one after the other: neighbours in memory are read together.
+    """
+    return make(x.T).T if x.strides[0] < x.strides[1] else make(x)
 
 
 def _layout(x: Any) -> Any:

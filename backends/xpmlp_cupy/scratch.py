@@ -9,18 +9,17 @@ from typing import Any
 from xpmlp.typing import Array
 
 
-class Scratch(local):
+class Scratch:
     """Arrays by name, which stay where they are and are never given back.
 
-    A step allocates nothing after the first. Threads have their own, and so has what `owner` tells
-    apart, such as streams: nothing orders what they do.
+    A step allocates nothing after the first.
 
     Parameters
     ----------
     zeros : callable
         The adapter's own.
     owner : callable, optional
-        Returns whose the memory is. Default: it is for one user alone.
+        Returns whose the memory is, such as a stream. Default: it is for one user alone.
     """
 
     def __init__(
@@ -44,6 +43,6 @@ class Scratch(local):
             self._arrays[key] = self._zeros((room,), dtype)
         return self._arrays[key][:size]
 
-    def arrays(self) -> list[Any]:
-        """Those of this thread."""
-        return [*self._arrays.values()]
+
+class ThreadScratch(local, Scratch):
+    """The same, where each thread has its own, until it ends: nothing orders what threads do."""

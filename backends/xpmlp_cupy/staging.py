@@ -80,7 +80,6 @@ class Staging:
     def __init__(self, backend: Any, tapes: list[StepTape], n_steps: int) -> None:
         self._backend = backend
         self._n_steps = n_steps
-        self._several = len(tapes) > 1
         first, second = tapes[0].calls, tapes[-1].calls
         if [name for name, _ in first] != [name for name, _ in second]:
             raise CannotCapture("steps that differ")
@@ -149,7 +148,7 @@ class Staging:
         if is_array(one):
             return self._stand_ins.get(View.of(one), one) if _moves(one, other) else one
         if isinstance(one, Stream):
-            moves = _ONE_BATCH if self._several else 0
+            moves = _ONE_BATCH if self._n_steps > 1 else 0
             if other != one._replace(counter=one.counter + moves):
                 raise CannotCapture("a stream that does not advance by batches")
             return one
