@@ -164,16 +164,19 @@ class ScikitLearn(Contender):
 
 
 class Products(Contender):
-    """The matrix products of the steps alone: no bias, activation, loss, update or gather."""
+    """The matrix products of the steps alone: no bias, activation, loss, update or gather.
+
+    What leaves the last layer serves as its error.
+    """
 
     name = "GEMMs alone"
     library = "numpy"
+    matmul: Any = staticmethod(np.matmul)
 
     def prepare(self) -> None:
         self.batch = min(self.problem.batch, len(self.X))
         self.outputs = [np.empty((self.batch, w.shape[1]), w.dtype) for w in self.weights]
-        self.errors = [np.empty_like(output) for output in self.outputs]
-        self.errors[-1][...] = np.random.default_rng(SEED).standard_normal(self.errors[-1].shape)
+        self.errors = [*(np.empty_like(output) for output in self.outputs[:-1]), self.outputs[-1]]
         self.gradients = [np.empty_like(w) for w in self.weights]
 
     def fit(self) -> list[float]:
@@ -186,11 +189,11 @@ class Products(Contender):
         values = [x, *(output[: len(x)] for output in self.outputs)]
         errors = [error[: len(x)] for error in self.errors]
         for layer, weight in enumerate(self.weights):
-            np.matmul(values[layer], weight, out=values[layer + 1])
+            self.matmul(values[layer], weight, out=values[layer + 1])
         for layer in reversed(range(len(self.weights))):
-            np.matmul(values[layer].T, errors[layer], out=self.gradients[layer])
+            self.matmul(values[layer].T, errors[layer], out=self.gradients[layer])
             if layer > 0:
-                np.matmul(errors[layer], self.weights[layer].T, out=errors[layer - 1])
+                self.matmul(errors[layer], self.weights[layer].T, out=errors[layer - 1])
 
 
 def make_fit(

@@ -21,7 +21,7 @@ from bench.contenders import (
 )
 from bench.data import MIN_ROWS, data_option, find, out_option, rounds_option
 from bench.environment import environment, write
-from bench.peers import Jax, Torch, TorchCompiled, TorchFused
+from bench.peers import Jax, JaxProducts, Torch, TorchCompiled, TorchFused, TorchProducts
 from bench.plots import steps_plot
 from bench.problem import MATRIX, Problem, problems, whole_numbers
 from bench.profile import profile
@@ -31,7 +31,8 @@ from bench.workers import Worker, interleave, paired_ratio, threads
 CONTENDERS: dict[str, type[Contender]] = {
     contender.name: contender
     for contender in (
-        Xpmlp, WithoutNumba, ScikitLearn, Torch, TorchFused, TorchCompiled, Jax, Products,
+        Xpmlp, WithoutNumba, ScikitLearn, Torch, TorchFused, TorchCompiled, Jax,
+        Products, TorchProducts, JaxProducts,
     )
 }  # fmt: skip
 PEERS = ("sklearn", "torch", "jax")  # what --peers chooses from

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.contenders import LEARNING_RATE, Contender
-from bench.problem import SEED
+from bench.contenders import LEARNING_RATE, Contender, Products
+from bench.problem import SEED, Problem
 
 
 class Torch(Contender):
@@ -104,9 +104,7 @@ class Jax(Contender):
     def prepare(self) -> None:
         import jax
 
-        if self.problem.dtype == "float64":
-            config: Any = jax.config
-            config.update("jax_enable_x64", True)
+        _wide(self.problem)
         pairs = zip(self.weights, self.biases, strict=True)
         self.parameters = [(jax.numpy.asarray(w), jax.numpy.asarray(b)) for w, b in pairs]
         self.inputs, self.labels = jax.numpy.asarray(self.X), jax.numpy.asarray(self.y)
@@ -178,3 +176,72 @@ def _adam(state: Any, gradient: Any, epsilon: float, rate: float) -> Any:
         return theta - rate * (m / m_scale) / root
 
     return jax.tree.map(updated, theta, m, v), m, v, t
+
+
+class TorchProducts(Products):
+    """The same products by PyTorch: the least that a step of it takes."""
+
+    name = "GEMMs by PyTorch"
+    library = "torch"
+
+    def prepare(self) -> None:
+        import torch
+
+        super().prepare()
+        self.X = torch.from_numpy(self.X)
+        for name in ("weights", "outputs", "errors", "gradients"):
+            setattr(self, name, [torch.from_numpy(array) for array in getattr(self, name)])
+        self.matmul = torch.matmul
+
+
+class JaxProducts(Products):
+    """The same products by JAX, an epoch in one jitted scan."""
+
+    name = "GEMMs by JAX"
+    library = "jax"
+
+    def prepare(self) -> None:
+        import jax
+
+        _wide(self.problem)
+        super().prepare()
+        full = len(self.X) // self.batch * self.batch
+        parts = self.X[:full].reshape(-1, self.batch, self.X.shape[1]), self.X[full:][None]
+        self.parts = [jax.numpy.asarray(part) for part in parts if part.size]
+        self.weights = [jax.numpy.asarray(weight) for weight in self.weights]
+        self.epoch = jax.jit(_products)
+
+    def fit(self) -> list[float]:
+        for _ in range(self.problem.epochs):
+            for part in self.parts:
+                self.gradients = self.epoch(self.weights, part)
+        for gradient in self.gradients:
+            gradient.block_until_ready()
+        return []
+
+
+def _products(weights: Any, batches: Any) -> Any:
+    """The gradients of the last batch, computed for each: as `Products` does."""
+    import jax
+
+    def step(_: Any, x: Any) -> Any:
+        values = [x]
+        for weight in weights:
+            values.append(values[-1] @ weight)
+        error = values.pop()
+        gradients: list[Any] = []
+        for value, weight in zip(reversed(values), reversed(weights), strict=True):
+            gradients.insert(0, value.T @ error)
+            error = error @ weight.T  # that of the first layer is not used, so not computed
+        return gradients, None
+
+    return jax.lax.scan(step, [jax.numpy.zeros_like(weight) for weight in weights], batches)[0]
+
+
+def _wide(problem: Problem) -> None:
+    """Without it JAX computes in float32 only."""
+    import jax
+
+    if problem.dtype == "float64":
+        config: Any = jax.config
+        config.update("jax_enable_x64", True)

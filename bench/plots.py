@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_COLOURS = {"xpmlp": "#1f5fa8", "xpmlp without Numba": "#7fa8d6", "GEMMs alone": "#555555"}
+_COLOURS = {
+    "xpmlp": "#1f5fa8",
+    "xpmlp without Numba": "#7fa8d6",
+    "GEMMs alone": "#555555",
+    "GEMMs by PyTorch": "#888888",
+    "GEMMs by JAX": "#888888",
+}
 _OTHERS = "#c9c9c9"
 
 

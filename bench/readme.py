@@ -85,15 +85,12 @@ def _method(record: dict[str, Any]) -> str:
 
 
 def _steps(record: dict[str, Any]) -> str:
-    names = list(record["cases"][0]["contenders"])
+    cases = record["cases"]
     rows = [
-        [
-            f"{case['shape']}, batch {case['batch']}",
-            *(f"{case['contenders'][name]['microseconds_a_step']:,.0f}" for name in names),
-        ]
-        for case in record["cases"]
+        [name, *(f"{case['contenders'][name]['microseconds_a_step']:,.0f}" for case in cases)]
+        for name in cases[0]["contenders"]
     ]
-    return table(["network", *names], rows)
+    return table(["", *(f"{case['shape']}, batch {case['batch']}" for case in cases)], rows)
 
 
 def _predict(record: dict[str, Any]) -> str:

@@ -161,7 +161,7 @@ class ThirdParty(ReferenceBackend):
 
 def install(monkeypatch, value):
     point = EntryPoint("third", value, "xpmlp.backends")
-    monkeypatch.setattr(backends, "entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     module = types.ModuleType("third_party_adapter")
     module.Adapter = ThirdParty
     monkeypatch.setitem(sys.modules, "third_party_adapter", module)

@@ -14,7 +14,7 @@ from bench import cpu, faults, imports, memory, predict, scaling
 from bench.__main__ import main
 from bench.contenders import Products, ScikitLearn, WithoutNumba, Xpmlp, make_fit
 from bench.environment import environment
-from bench.peers import Jax, Torch, TorchFused
+from bench.peers import Jax, JaxProducts, Torch, TorchFused, TorchProducts
 from bench.problem import Problem, parse_shape
 from bench.profile import STAGES, Clock, profile
 from bench.report import steps_report
@@ -53,7 +53,18 @@ def test_several_epochs_of_a_call_are_the_same_for_all():
         losses = {name: fit() for name, fit in fits.items()}
         assert len(losses["xpmlp"]) == len(losses["scikit-learn"]) == 3
         cpu.check_quality(losses, thrice)
-    assert make_fit(Products, thrice)() == []
+
+
+def test_the_bare_products_are_the_same_for_all():
+    found = []
+    for contender in (Products, TorchProducts, JaxProducts):
+        if contender.missing() is None:
+            products = contender(TINY, *TINY.data(), *TINY.parameters())
+            assert products.fit() == []
+            found.append([np.asarray(gradient) for gradient in products.gradients])
+    for gradients in found:
+        for first, other in zip(found[0], gradients, strict=True):
+            np.testing.assert_allclose(other, first, rtol=1e-12, atol=1e-12)
 
 
 def test_cpu_prints_and_writes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -240,8 +241,12 @@ def test_float64_has_its_own_arithmetic():
 
 
 def compare(backend, a, b):
-    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    out = np.full((*shape, a.shape[-2], b.shape[-1]), np.nan, "float32")
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = *stack, a.shape[-2], b.shape[-1]
+    # Aligned alike in every call, as the memory of a device is.
+    memory = np.full(math.prod(shape) + 64, np.nan, "float32")
+    start = -memory.ctypes.data // 4 % 64
+    out = memory[start : start + math.prod(shape)].reshape(shape)
     backend.matmul(a.view(Matrix), b.view(Matrix), out.view(Matrix))
     if backend.precision == "bfloat16":
         a, b = round_to_bfloat16(a), round_to_bfloat16(b)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
 from math import isfinite
 from typing import Any, Self, cast
 
@@ -430,6 +429,8 @@ def _match(device: str, devices: tuple[str, ...]) -> str | None:
 
 @cache
 def _known() -> dict[str, str]:
+    from importlib.metadata import entry_points  # takes as long to import as half of xpmlp
+
     third_party = {
         point.name: point.value
         for point in entry_points(group=_ENTRY_POINTS)
