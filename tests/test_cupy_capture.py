@@ -122,6 +122,11 @@ LINEAR = [Dense(24, "identity"), Dense(12, "tanh"), Dense(10, "softmax")]
 BIASED = [Dense(24, "relu"), Dense(9, "relu"), Dense(12, "relu"), Dense(10, "softmax")]
 
 
+def large_batches(backend):
+    """Steps of which several blocks bring the row numbers."""
+    return digits(backend, batch_size=400, n=1300)
+
+
 def long_run(backend):
     """A run of many steps, on the way of both graphs, with masks, penalties and limits."""
     return digits(backend, epochs=3, batch_size=8, n=300, layers=MASKED, alpha=1e-3, l1=1e-4,
@@ -165,7 +170,7 @@ def everything(backend):
                     train(backend, ROUNDED, "float32", precision)
             runs = [partial(digits, precision=name, layers=BIASED) for name in PRECISIONS]
             runs += [partial(digits, layers=layers) for layers in (LINEAR, RELU_MASKED)]
-            runs += [digits, long_run, focal, partial(digits, X=pixels("uint8"))]
+            runs += [digits, long_run, large_batches, focal, partial(digits, X=pixels("uint8"))]
             runs += [partial(with_memory, free=1000, kind=kind) for kind in KINDS]
             for run in runs:
                 with contextlib.suppress(NonFiniteLossError):
@@ -244,6 +249,16 @@ def test_many_steps_of_one_graph_are_the_steps(backend, caplog):
     assert len(rest.nodes) == last.n_nodes == full.n_nodes
 
 
+def test_several_blocks_bring_what_a_step_reads(backend, caplog):
+    with steps_from(EAGER):
+        expected = large_batches(backend)[0].parameters
+    with steps_from(CAPTURED), noted() as made:
+        got = large_batches(backend)[0].parameters
+    assert [one._staging._n_blocks for one in made] == [4, 1]  # 400 and 100 numbers of two words
+    assert not caplog.records
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_rounded_products_are_captured_too(backend, precision, caplog):
     ends = []
@@ -294,7 +309,7 @@ def names(captured):
             found.append(one.name)
             continue
         if isinstance(one, Gather):
-            found.append("gather")
+            found.append("gather+bfloat16" if one.rounded else "gather")
             continue
         ends = ["total"] if one.total else [], ["sum_columns"] if one.columns else []
         made = [applied.rule.__name__ for applied in one.rules]
@@ -321,9 +336,15 @@ def test_a_step_is_few_nodes():
 def test_a_matrix_is_rounded_once_for_all_its_products():
     layers = [Dense(256, "relu"), Dense(128, "relu"), Dense(10, "softmax")]
     (captured,) = captured_by(EmulatedBackend(), layers=layers, precision="bfloat16")
-    # Of each layer what goes in, its weights and the derivative behind it, for eight products.
-    assert names(captured).count("round") == 9
-    assert captured.n_nodes == 19 + 9
+    # Of each layer what goes in, its weights and the derivative behind it, for eight products;
+    # what a kernel writes it rounds itself.
+    rounding = [name for name in names(captured) if "bfloat16" in name]
+    assert rounding == [
+        "gather+bfloat16",
+        *["to_bfloat16", "add+relu+to_bfloat16"] * 2, "to_bfloat16",
+        "multiply+to_bfloat16+sum_columns", *["relu_backward+to_bfloat16+sum_columns"] * 2,
+    ]  # fmt: skip
+    assert captured.n_nodes == 19 + 3
 
 
 def test_a_matrix_that_is_written_is_rounded_again(recorded):
@@ -343,13 +364,18 @@ def test_a_matrix_that_is_written_is_rounded_again(recorded):
 def test_penalties_and_limits_are_few_nodes_more():
     (captured,) = captured_by(EmulatedBackend(), alpha=0.1, l1=0.1, clip_norm=1.0, clip_value=1.0,
                               optimizer=Adam(weight_decay=0.1))  # fmt: skip
-    assert names(captured)[-4:] == [
-        "add_l2_gradient+add_l1_gradient+multiply",  # of the weights, by the decay
-        "gate+clip",
+    assert names(captured)[-3:] == [
+        "add_l2_gradient+add_l1_gradient+gate+clip",
         "total+clip_norm_factor+same",
-        "multiply+adam",
+        "multiply+multiply+adam",  # by the factor of the limit, and by the decay
     ]
-    assert captured.n_nodes == 25
+    assert captured.n_nodes == 24
+
+
+def test_an_update_with_penalty_and_decay_is_one_kernel():
+    options = {"alpha": 0.1, "optimizer": Adam(weight_decay=0.1)}
+    (captured,) = captured_by(EmulatedBackend(), **options)
+    assert names(captured)[-1] == "add_l2_gradient+gate+multiply+adam"
 
 
 # --- Products that do more ------------------------------------------------------------------------
@@ -374,8 +400,8 @@ def test_products_add_the_bias_behind_them(backend, precision, caplog):
     backend.lt.products.clear()
     done, got, captured = biased(backend, precision=precision)
     assert done == [RELU_BIAS, RELU_BIAS, DEFAULT, DEFAULT, *[DEFAULT] * 7]
-    # Four inputs, their weights and the derivatives behind them are rounded.
-    assert captured.n_nodes == len(captured.work) + 1 == 22 + 12 * (precision == "bfloat16")
+    # Four weights are rounded apart, and what the two products with a bias have written.
+    assert captured.n_nodes == len(captured.work) + 1 == 22 + 6 * (precision == "bfloat16")
     assert not caplog.records
     np.testing.assert_array_equal(got, expected)
 

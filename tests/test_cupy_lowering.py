@@ -10,9 +10,9 @@ from xpmlp.tape import CannotCapture, StepTape
 pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'xpmlp[kernels]'")
 
 from cuda_shim.adapter import EmulatedBackend
-from xpmlp_cupy.fused import Group, View
+from xpmlp_cupy.fused import Group, View, to_bfloat16
 from xpmlp_cupy.gather import Gather
-from xpmlp_cupy.lowering import lowered, overwritten
+from xpmlp_cupy.lowering import bias_behind, lowered, overwritten
 
 BACKEND = EmulatedBackend()
 
@@ -108,6 +108,116 @@ def test_what_is_done_with_a_total_is_done_by_its_kernel(tape):
     total, scaled = lowered(tape.calls)
     assert (total.total[0] is x, total.total[1] is value) == (True, True)
     assert [len(total.rules), len(scaled.rules)] == [2, 1]
+
+
+def test_a_rule_on_a_beginning_is_part_of_the_pass_over_the_whole(tape):
+    theta, grad, slot, magnitude = array(12), array(12), array(12), array(9)
+    tape.elementwise(rules.add_l2_gradient)((grad[:9],), grad[:9], theta[:9], 0.1)
+    tape.elementwise(rules.multiply)((grad,), grad, 0.5)
+    tape.elementwise(rules.multiply)((theta[:9],), theta[:9], 0.9)
+    tape.elementwise(rules.momentum)((theta, slot), theta, grad, slot, 0.1, 0.9, 1.0)
+    tape.elementwise(rules.magnitude)((magnitude,), theta[:9])  # nothing longer begins there
+    update, penalty = lowered(tape.calls)
+    assert [one.n_first for one in update.rules] == [9, None, 9, None]
+    assert {View.of(x) for one in update.rules for x in one.outs} == {
+        View.of(x) for x in (grad, theta, slot)
+    }
+    assert [one.n_first for one in penalty.rules] == [None]
+
+
+def test_a_beginning_of_one_element(tape):
+    theta, magnitude = array(2), array(1)
+    tape.elementwise(rules.multiply)((theta[:1],), theta[:1], 0.9)
+    tape.elementwise(rules.magnitude)((magnitude,), theta[:1])
+    tape.elementwise(rules.multiply)((theta,), theta, 0.5)
+    scaled, magnitudes, whole = lowered(tape.calls)
+    assert [one.n_first for one in (*scaled.rules, *magnitudes.rules, *whole.rules)] == [
+        1, None, None,
+    ]  # fmt: skip
+
+
+def test_what_a_beginning_leaves_alone_is_read(tape):
+    u, v, w, out = array(4), array(4), array(2, 2), array(2, 2)
+    tape.elementwise(rules.relu)((v[:3],), u[:3])
+    tape.matmul(v.reshape(2, 2), w, out)
+    tape.elementwise(rules.add)((v,), v, u)
+    assert View.of(v) in {View.of(one) for one in overwritten(lowered(tape.calls))}
+
+
+def test_a_rule_does_not_read_sums_of_columns_that_are_still_to_be_taken(tape):
+    x, z, sums = array(4, 3), array(4, 3), array(3)
+    tape.elementwise(rules.relu)((x,), x)
+    tape.sum_columns(x, sums)
+    tape.elementwise(rules.add)((z,), z, sums)
+    assert counts(tape) == [1, 1]
+
+
+def rounded(tape, x):
+    """As a call that rounds a matrix is written down."""
+    out = array(*x.shape, dtype="uint16")
+    tape.calls.append(("round", (x, out)))
+    return out
+
+
+def test_a_matrix_is_rounded_where_it_is_written(tape):
+    X, rows, x, h, w = array(9, 3), array(4, dtype="int64"), array(4, 3), array(4, 2), array(3, 2)
+    tape.take_rows(X, rows, x)
+    first, second = rounded(tape, x), rounded(tape, x)
+    tape.matmul(x, w, h)
+    tape.elementwise(rules.relu)((h,), h)
+    bits = rounded(tape, h)
+    wide = rounded(tape, array(4, 6)[:, ::2])
+    gather, again, product, relu, strided = lowered(tape.calls)
+    assert gather.rounded == {0: first}
+    assert (again.rules[0].rule, again.outs) == (to_bfloat16, [second])
+    assert product.name == "matmul"
+    assert ([one.rule for one in relu.rules], relu.outs) == ([rules.relu, to_bfloat16], [h, bits])
+    assert (strided.name, strided.outs) == ("round", [wide])
+
+
+def test_a_matrix_is_not_rounded_before_a_part_of_it_is_written(tape):
+    X, rows, x, part = array(9, 3), array(4, dtype="int64"), array(4, 3), array(2, 3)
+    tape.take_rows(X, rows, x)
+    tape.copy(part, x[:2, :])
+    bits = rounded(tape, x)
+    gather, copied, rounding = lowered(tape.calls)
+    assert (gather.rounded, len(copied.rules)) == ({}, 1)
+    assert rounding.outs == [bits]
+
+
+def test_a_rule_never_takes_whole_numbers_for_bfloat16(tape):
+    x, whole = array(4, 3), array(4, 3, dtype="uint16")
+    tape.elementwise(rules.add)((x,), x, whole)
+    tape.elementwise(rules.add)((whole,), whole, whole)
+    assert counts(tape) == ["elementwise", "elementwise"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        ([], (False, False)),
+        ([rules.relu], (True, False)),
+        ([to_bfloat16], (False, True)),
+        ([rules.relu, to_bfloat16], (True, True)),
+        ([rules.tanh], None),
+        ([rules.tanh, to_bfloat16], None),
+        ([to_bfloat16, rules.relu], None),
+    ],
+)
+def test_a_product_adds_a_bias_before_what_is_rounded(tape, chosen, found):
+    x, w, z, bias = array(4, 3), array(3, 2), array(4, 2), array(2)
+    tape.matmul(x, w, z)
+    tape.elementwise(rules.add)((z,), z, bias)
+    for rule in chosen:
+        rounded(tape, z) if rule is to_bfloat16 else tape.elementwise(rule)((z,), z)
+    product, *behind = lowered(tape.calls)
+    assert len(behind) == 1
+    ending = bias_behind(product, behind[0])
+    if found is None:
+        assert ending is None
+    else:
+        assert ending[0] is bias
+        assert (ending[1], ending[2] is not None) == found
 
 
 def test_rows_of_one_batch_are_gathered_together(tape):

@@ -58,8 +58,9 @@ class Captured:
         self.work = lowered(calls)
         self._launches = [self._launch(one) for one in self.work]
         self._warm_up(overwritten(self.work))
-        apart, self.work = self.work, self._with_biases(self.work)
-        self.n_biases = len(apart) - len(self.work)
+        self.work = self._with_biases(self.work)
+        self.n_biases = sum(one.name == "matmul" and len(one.arguments) > 3 for one in self.work
+                            if isinstance(one, Single))  # fmt: skip
         self._launches = [self._launch(one) for one in self.work]
         self.n_nodes = len(self.work) + 1
         self._one = self._graph(1)
@@ -123,11 +124,14 @@ class Captured:
         result: list[Work] = []
         for one in work:
             last = result[-1] if result else None
-            if last is not None and (ending := bias_behind(last, one)):
+            if last is not None and (found := bias_behind(last, one)):
                 assert isinstance(last, Single)
-                both = Single("matmul", (*last.arguments, *ending))
+                bias, relu, rest = found
+                both = Single("matmul", (*last.arguments, bias, relu))
                 if self._alike(both, [last, one]):
-                    result[-1] = both
+                    result[-1:] = [both, rest] if rest else [both]
+                    if rest:
+                        self._launch(rest)()  # compiled before a graph is made
                     continue
             result.append(one)
         return result

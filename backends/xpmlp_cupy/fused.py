@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from xpmlp.typing import Rule
-from xpmlp_cupy.kernels import OPTIONS
+from xpmlp_cupy.kernels import BFLOAT16, OPTIONS
 from xpmlp_cupy.reductions import ColumnLaunch, TotalLaunch, columns_source, total_source
 from xpmlp_cupy.scratch import Scratch
 from xpmlp_cupy.tracing import CTYPES, arithmetic, body
@@ -27,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(256) {name}(
 }}
 """
 _MOST_BLOCKS = 4096
+STORED = CTYPES | {"uint16": "unsigned short"}  # the bits of bfloat16
+_DTYPES = {ctype: dtype for dtype, ctype in CTYPES.items()}
 # Elements from which their number needs 64 bits; less are counted faster.
 _LONG = 1 << 31
 
@@ -63,11 +65,12 @@ class View:
 
 @dataclass
 class Applied:
-    """A rule and what it is applied to."""
+    """A rule and what it is applied to: all elements or, of vectors, the first `n_first`."""
 
     rule: Rule
     outs: tuple[Any, ...]
     operands: tuple[Any, ...]
+    n_first: int | None = None
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Group:
     @property
     def reads(self) -> list[View]:
         read = [x for one in self.rules for x in one.operands if is_array(x)]
+        read += [x for one in self.rules if one.n_first is not None for x in one.outs]
         read += [pair[0] for pair in (self.columns, self.total) if pair]
         return [View.of(x) for x in read]
 
@@ -126,6 +130,7 @@ class Group:
             source, n_blocks, more = self._with_columns(text, cupy, scratch)
         else:
             source, n_blocks, more = self._alone(text, cupy)
+        source = text.preamble + source
         if source not in kernels:
             kernels[source] = cupy.RawKernel(source, self.name, OPTIONS)
         return kernels[source], (n_blocks,), (256,), (*text.arguments, *more)
@@ -190,6 +195,7 @@ class _Text:
         self._places: dict[View, int] = {}
         self._written: dict[int, None] = {}
         self.uses_place = False
+        self.preamble = ""
         self.parameters = ""
         self.arguments: list[Any] = []
 
@@ -213,22 +219,35 @@ class _Text:
 
     def apply(self, rules: list[Applied]) -> None:
         for one in rules:
+            if one.rule is to_bfloat16:
+                (x,), (out,) = one.operands, one.outs
+                value, k = self.value(x), self._place(out, None)
+                self._written[k] = None
+                self._lines.append(f"w{k} = xpmlp_bfloat16({value});")
+                self.preamble = BFLOAT16
+                continue
             dtypes = [str(x.dtype) for x in one.operands if is_array(x)]
             ctype = CTYPES[arithmetic(dtypes, str(one.outs[0].dtype))]
             operands = [
                 self.value(x) if is_array(x) else self._number(x, ctype) for x in one.operands
             ]
-            outs = [self._place(x, None) for x in one.outs]
+            if one.n_first is None:
+                outs, condition = [self._place(x, None) for x in one.outs], ""
+            else:  # the other elements are left as they are
+                outs = [self._place(x, "p{}[i]") for x in one.outs]
+                condition = (
+                    f"if (i < {self._parameter('long long', self._cupy.int64, one.n_first)}) "
+                )
             self._written |= dict.fromkeys(outs)
             statements = body(one.rule, operands, [f"w{k}" for k in outs], ctype)
-            self._lines.append(f"{{\n{statements}\n}}")
+            self._lines.append(f"{condition}{{\n{statements}\n}}")
 
     def _place(self, x: Any, text: str | None) -> int:
         """The number of an array, of whose element a local variable is made."""
         view = View.of(x)
         if view not in self._places:
             k = self._places[view] = len(self.arguments)
-            ctype = CTYPES[view.dtype]
+            ctype = STORED[view.dtype]
             self.arguments.append(x)
             self.parameters += f"{ctype}* p{k}, "
             start = "" if text is None else f" = {text.format(k)}"
@@ -236,15 +255,18 @@ class _Text:
         return self._places[view]
 
     def _number(self, x: float, ctype: str) -> str:
+        return self._parameter(ctype, getattr(self._cupy, _DTYPES[ctype]), x)
+
+    def _parameter(self, ctype: str, dtype: Any, x: float) -> str:
         k = len(self.arguments)
-        self.arguments.append((self._cupy.float64 if ctype == "double" else self._cupy.float32)(x))
+        self.arguments.append(dtype(x))
         self.parameters += f"{ctype} c{k}, "
         return f"c{k}"
 
 
 def index_of(x: Any, shape: tuple[int, ...]) -> str | None:
     """The index of an operand's element for a result of `shape`; None if there is no simple one."""
-    if str(x.dtype) not in CTYPES or not x.flags.c_contiguous:
+    if str(x.dtype) not in STORED or not x.flags.c_contiguous:
         return None
     if x.size == 1:
         return "0"
@@ -260,6 +282,11 @@ def index_of(x: Any, shape: tuple[int, ...]) -> str | None:
 def same(xp: Any, x: Any) -> Any:
     """The rule of a copy."""
     return x
+
+
+def to_bfloat16(xp: Any, x: Any) -> Any:
+    """Stands for the rounding of float32 numbers, which is no rule: its results are bits."""
+    raise TypeError("to be computed in kernels only")
 
 
 def may_join(group: Group, one: Applied) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xpmlp_cupy.fused import View
+from xpmlp_cupy.kernels import BFLOAT16
 from xpmlp_cupy.scratch import Scratch
 
 _CTYPES = {
@@ -22,8 +23,10 @@ extern "C" __global__ void __launch_bounds__(256) xpmlp_gather(
 {loops}
 }}
 """
-_LOOP = """  for (long long i = first; i < n_rows * width{k}; i += apart)
-    out{k}[i] = x{k}[indices[i / width{k}] * width{k} + i % width{k}];"""
+_LOOP = """  for (long long i = first; i < n_rows * width{k}; i += apart) {{
+    const {T} value = x{k}[indices[i / width{k}] * width{k} + i % width{k}];
+    out{k}[i] = value;{also}
+  }}"""
 
 
 @dataclass
@@ -35,10 +38,13 @@ class Gather:
     indices : array of shape (n,)
     pairs : list of (array, array)
         Matrices and outs.
+    rounded : dict
+        By the place of a pair, where its rows are written as the bits of bfloat16, too.
     """
 
     indices: Any
     pairs: list[tuple[Any, Any]]
+    rounded: dict[int, Any] = field(default_factory=dict)
 
     @staticmethod
     def takes(x: Any, indices: Any, out: Any) -> bool:
@@ -52,7 +58,7 @@ class Gather:
 
     @property
     def outs(self) -> list[Any]:
-        return [out for _, out in self.pairs]
+        return [*(out for _, out in self.pairs), *self.rounded.values()]
 
     @property
     def writes(self) -> list[View]:
@@ -62,15 +68,20 @@ class Gather:
         self, cupy: Any, kernels: dict[str, Any], scratch: Scratch
     ) -> tuple[Any, tuple[int], tuple[int], tuple[Any, ...]]:
         """As :meth:`xpmlp_cupy.fused.Group.launch`."""
-        parameters, arguments = "", []
+        parameters, arguments, loops = "", [], []
         for k, (x, out) in enumerate(self.pairs):
             types = _CTYPES[str(x.dtype)], _CTYPES[str(out.dtype)]
             parameters += f"const {types[0]}* x{k}, {types[1]}* out{k}, long long width{k}, "
             arguments += [x, out, cupy.int64(x.shape[1])]
-        source = _GATHER.format(
-            parameters=parameters, index=_CTYPES[str(self.indices.dtype)],
-            loops="\n".join(_LOOP.format(k=k) for k in range(len(self.pairs))),
-        )  # fmt: skip
+            also = ""
+            if k in self.rounded:
+                parameters += f"unsigned short* rounded{k}, "
+                arguments.append(self.rounded[k])
+                also = f" rounded{k}[i] = xpmlp_bfloat16(value);"
+            loops.append(_LOOP.format(k=k, T=types[1], also=also))
+        source = (BFLOAT16 if self.rounded else "") + _GATHER.format(
+            parameters=parameters, index=_CTYPES[str(self.indices.dtype)], loops="\n".join(loops)
+        )
         if source not in kernels:
             kernels[source] = cupy.RawKernel(source, "xpmlp_gather", ())
         most = max(out.size for out in self.outs)

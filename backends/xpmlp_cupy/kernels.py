@@ -176,23 +176,28 @@ class TakeRows:
         self._kernel(x, indices, prod(x.shape[1:]), out)
 
 
-class RoundToBfloat16:
-    """float32 numbers as the bits of the nearest bfloat16, of two the even one.
+BFLOAT16 = """
+// A float32 number as the bits of the nearest bfloat16, of two the even one. bfloat16 is the upper
+// half of float32. What is rounded up may carry into the exponent, and so become infinity; a NaN is
+// only cut, with a bit set that keeps it from becoming infinity.
+__device__ inline unsigned short xpmlp_bfloat16(float x) {
+  const unsigned int bits = __float_as_uint(x);
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return is_nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+"""
 
-    bfloat16 is the upper half of float32. What is rounded up may carry into the exponent, and so
-    become infinity; a NaN is only cut, with a bit set that keeps it from becoming infinity.
-    """
+
+class RoundToBfloat16:
+    """float32 numbers as the bits of the nearest bfloat16."""
 
     def __init__(self, cupy: Any) -> None:
         self._kernel = cupy.ElementwiseKernel(
             "float32 x",
             "uint16 out",
-            """
-            const unsigned int bits = __float_as_uint(x);
-            const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-            out = is_nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16
-            """,
+            "out = xpmlp_bfloat16(x)",
             "xpmlp_round_to_bfloat16",
+            preamble=BFLOAT16,
             no_return=True,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 from xpmlp.tape import CannotCapture
 from xpmlp.tracing import trace
 from xpmlp.typing import Rule
-from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same
+from xpmlp_cupy.fused import Applied, Group, View, index_of, is_array, may_join, same, to_bfloat16
 from xpmlp_cupy.gather import Gather
 from xpmlp_cupy.products import by_rows
 from xpmlp_cupy.tracing import CTYPES, alike
@@ -85,9 +85,11 @@ def lowered(calls: Calls) -> list[Work]:
     """The work of a step.
 
     A rule joins the last pass over elements of its shape, if nothing between the two writes what it
-    reads or touches what it writes. The sums of the columns of an array are taken where the array
-    is written, and what is done with a total by the thread that knows it first. Samples and targets
-    are gathered together.
+    reads or touches what it writes. One on the beginnings of vectors, such as the weights among the
+    parameters, is done in a pass over all of them. The sums of the columns of an array are taken
+    where the array is written, and what is done with a total by the thread that knows it first.
+    Samples and targets are gathered together. What is to be rounded to bfloat16 is so where it is
+    written.
 
     Raises
     ------
@@ -95,6 +97,7 @@ def lowered(calls: Calls) -> list[Work]:
         If a rule cannot be compiled.
     """
     work: list[Work] = []
+    vectors = _vectors(calls)
     for name, arguments in calls:
         if name == "elementwise":
             rule, n_outs, *arrays = arguments
@@ -102,10 +105,13 @@ def lowered(calls: Calls) -> list[Work]:
                 trace(rule, len(arrays) - n_outs)
             except Exception as error:  # whatever a foreign rule raises
                 raise CannotCapture(f"{rule!r} ({type(error).__name__}: {error})") from error
-            _add(work, Applied(rule, tuple(arrays[:n_outs]), tuple(arrays[n_outs:])), arguments)
+            one = Applied(rule, tuple(arrays[:n_outs]), tuple(arrays[n_outs:]))
+            _add(work, _on_whole(one, vectors), arguments)
         elif name == "copy" and str(arguments[0].dtype) in CTYPES:
             x, out = arguments
             _add(work, Applied(same, (out,), (x,)), None)
+        elif name == "round":
+            _add_rounded(work, *arguments)
         elif name == "sum_columns" and _plain(*arguments) and arguments[0].ndim == 2:
             _add_columns(work, *arguments)
         elif name == "take_rows" and Gather.takes(*arguments):
@@ -117,17 +123,45 @@ def lowered(calls: Calls) -> list[Work]:
     return work
 
 
-def _add(work: list[Work], one: Applied, arguments: Any) -> None:
-    """A rule or, if `arguments` is None, a copy."""
+def _vectors(calls: Calls) -> dict[tuple[int, str], Any]:
+    """The longest vector of each dtype that begins at an address, of those that rules meet."""
+    found: dict[tuple[int, str], Any] = {}
+    for name, arguments in calls:
+        for x in arguments[2:] if name == "elementwise" else ():
+            if is_array(x) and x.ndim == 1 and x.flags.c_contiguous:
+                key = x.data.ptr, str(x.dtype)
+                if key not in found or found[key].size < x.size:
+                    found[key] = x
+    return found
+
+
+def _on_whole(one: Applied, vectors: dict[tuple[int, str], Any]) -> Applied:
+    """The same on the first elements of longer vectors, if all of the rule's are part of such."""
     shape = one.outs[0].shape
+    if len(shape) != 1:
+        return one
+
+    def whole(x: Any) -> Any:
+        part = is_array(x) and x.shape == shape
+        return vectors.get((x.data.ptr, str(x.dtype)), x) if part else x
+
+    outs, operands = (tuple(map(whole, arrays)) for arrays in (one.outs, one.operands))
+    sizes = {x.size for x in (*outs, *operands) if is_array(x) and x.shape != ()}
+    if len(sizes) > 1 or sizes <= {shape[0]}:
+        return one
+    return Applied(one.rule, outs, operands, shape[0])
+
+
+def _add(work: list[Work], one: Applied, arguments: Any) -> None:
+    """A rule or, if `arguments` is None, a copy or the like."""
+    shape = one.outs[0].shape
+    arrays = [*one.outs, *(x for x in one.operands if is_array(x))]
     simple = all(out.shape == shape and index_of(out, shape) for out in one.outs)
     simple &= all(index_of(x, shape) is not None for x in one.operands if is_array(x))
+    simple &= one.rule is to_bfloat16 or all(str(x.dtype) in CTYPES for x in arrays)
     if not simple:
-        work.append(
-            Single("elementwise", arguments)
-            if arguments is not None
-            else Single("copy", (*one.operands, *one.outs))
-        )
+        name = {same: "copy", to_bfloat16: "round"}.get(one.rule, "elementwise")
+        work.append(Single(name, arguments or (*one.operands, *one.outs)))
         return
     reads = [View.of(x) for x in one.operands if is_array(x)]
     writes = [View.of(x) for x in one.outs]
@@ -153,6 +187,19 @@ def _add_columns(work: list[Work], x: Any, out: Any) -> None:
     work.append(Group(x.shape, columns=(x, out)))
 
 
+def _add_rounded(work: list[Work], x: Any, out: Any) -> None:
+    view = View.of(x)
+    for earlier in reversed(work):
+        if isinstance(earlier, Gather):
+            places = [k for k, (_, taken) in enumerate(earlier.pairs) if View.of(taken) == view]
+            if places and places[0] not in earlier.rounded:
+                earlier.rounded[places[0]] = out
+                return
+        if _meets(earlier, [view], [View.of(out)]):
+            break
+    _add(work, Applied(to_bfloat16, (out,), (x,)), None)
+
+
 def _add_rows(work: list[Work], x: Any, indices: Any, out: Any) -> None:
     last = work[-1] if work else None
     if (
@@ -165,24 +212,26 @@ def _add_rows(work: list[Work], x: Any, indices: Any, out: Any) -> None:
     work.append(Gather(indices, [(x, out)]))
 
 
-def bias_behind(product: Work, work: Work) -> tuple[Any, bool] | None:
-    """The bias that `work` adds to a product, and whether ReLU follows; None if it does other work.
+def bias_behind(product: Work, work: Work) -> tuple[Any, bool, Group | None] | None:
+    """The bias that `work` adds to a product, whether ReLU follows, and what it does then.
 
-    A stack of products is none.
+    None if it does other work. A stack of products is none.
     """
     if not (isinstance(product, Single) and product.name == "matmul" and isinstance(work, Group)):
         return None
-    out, n = product.arguments[2], len(work.rules)
-    if work.columns or work.total or n not in (1, 2):
-        return None
+    out, n = product.arguments[2], 0
     for one, (rule, n_operands) in zip(work.rules, _BIASED, strict=False):
         inplace = len(one.outs) == 1 and one.outs[0] is one.operands[0] is out
         if not inplace or len(one.operands) != n_operands or not alike(one.rule, rule, n_operands):
-            return None
+            break
+        n += 1
+    rest = work.rules[n:]
+    if not n or work.columns or work.total or any(one.rule is not to_bfloat16 for one in rest):
+        return None
     bias = work.rules[0].operands[1]
     if not is_array(bias) or bias.dtype != out.dtype or bias.shape != out.shape[1:]:
         return None
-    return bias, n > 1
+    return bias, n > 1, Group(work.shape, rest) if rest else None
 
 
 def _sum(xp: Any, x: Any, bias: Any) -> Any:

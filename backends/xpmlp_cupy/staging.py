@@ -15,15 +15,18 @@ from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_cupy.fused import View, is_array
 from xpmlp_cupy.lowering import Single
 
-_THREADS = 512
+_THREADS = 256
+_MOST_BLOCKS = 64
 _ONE_BATCH = 1 << 128  # in a stream's counter
 
 # The context holds the epoch, the number of the first step's batch, and the step. {leaving} brings
-# away what step `step` has written, {entering} brings what step `next` reads. Words are copied.
+# away what step `step` has written, {entering} brings what step `next` reads. Words are copied. The
+# block that is the last to end counts: all others have read the step then.
 _ADVANCE = """
 extern "C" __global__ void __launch_bounds__({threads}) xpmlp_advance(
-    {parameters}long long* context, long long n_steps, long long begins, long long epoch,
-    long long batch) {{
+    {parameters}long long* context, int* arrived, long long n_steps, long long begins,
+    long long epoch, long long batch) {{
+  const long long first = blockIdx.x * {threads}LL + threadIdx.x, apart = {threads}LL * gridDim.x;
   const long long step = begins ? -1 : context[2], next = step + 1;
   if (step >= 0) {{
 {leaving}
@@ -32,16 +35,20 @@ extern "C" __global__ void __launch_bounds__({threads}) xpmlp_advance(
 {entering}
   }}
   __syncthreads();
-  if (threadIdx.x == 0) {{
-    if (begins) {{
-      context[0] = epoch;
-      context[1] = batch;
-    }}
-    context[2] = next;
+  if (threadIdx.x) return;
+  if (gridDim.x > 1) {{
+    __threadfence();
+    if (atomicAdd(arrived, 1) != (int)gridDim.x - 1) return;
+    *arrived = 0;
   }}
+  if (begins) {{
+    context[0] = epoch;
+    context[1] = batch;
+  }}
+  context[2] = next;
 }}
 """
-_COPY = "    for (long long i = threadIdx.x; i < n{k}; i += {threads}) {left}[i] = {right}[i];"
+_COPY = "    for (long long i = first; i < n{k}; i += apart) {left}[i] = {right}[i];"
 
 
 @dataclass
@@ -107,6 +114,9 @@ class Staging:
             for (name, arguments), (_, others) in zip(first, second, strict=True)
         ]
         self.context = backend.zeros((3,), "int64")
+        self._arrived = backend.zeros((1,), "int32")
+        most = max((piece.memory.size // 4 for piece in self.pieces), default=1)
+        self._n_blocks = min(-(-most // _THREADS), _MOST_BLOCKS)
         self._kernel = self._compile()
 
     def advance(self, begins: bool = False, epoch: int = 0, batch: int = 0) -> None:
@@ -117,7 +127,8 @@ class Staging:
             n_words = cupy.int64(piece.memory.size // 4)
             arguments += [piece.place, piece.memory, cupy.int64(piece.advance // 4), n_words]
         numbers = map(cupy.int64, (self._n_steps, int(begins), epoch, batch))
-        self._kernel((1,), (_THREADS,), (*arguments, self.context, *numbers))
+        given = (*arguments, self.context, self._arrived, *numbers)
+        self._kernel((self._n_blocks,), (_THREADS,), given)
 
     def _cut(self, moving: dict[View, tuple[Any, Any]], read: set[View]) -> None:
         """Make the pieces: neighbours that move together are one."""
@@ -172,9 +183,7 @@ class Staging:
                 pair = {"left": f"memory{k}", "right": places[0]}
             else:
                 pair = {"left": places[1], "right": f"memory{k}"}
-            (entering if piece.enters else leaving).append(
-                _COPY.format(k=k, threads=_THREADS, **pair)
-            )
+            (entering if piece.enters else leaving).append(_COPY.format(k=k, **pair))
         source = _ADVANCE.format(
             threads=_THREADS, parameters=parameters, leaving="\n".join(leaving),
             entering="\n".join(entering),
