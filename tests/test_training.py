@@ -26,6 +26,7 @@ from xpmlp.losses import SquaredError
 from xpmlp.optimizers import SGD, Adam
 from xpmlp.schedules import Cosine
 from xpmlp.step import Dataset, TrainingStep
+from xpmlp.training import Run
 
 sparse = optional("scipy.sparse")
 
@@ -335,6 +336,25 @@ def test_without_reading_every_loss_a_run_is_the_same():
     np.testing.assert_array_equal(ends[0][1], ends[1][1])
 
 
+def test_the_next_order_is_drawn_while_a_device_is_busy(monkeypatch):
+    events = []
+    for name, owner in (("order", Batches), ("losses", Run)):
+        method = {"order": "_draw", "losses": "_losses_of_epoch"}[name]
+        original = getattr(owner, method)
+
+        def noted(self, *arguments, name=name, original=original):
+            events.append((name, *arguments))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(owner, method, noted)
+    losses = ("losses",)
+    train(make(LateBackend()), epochs=3)
+    assert events == [("order", 0), ("order", 1), losses, ("order", 2), losses, losses]
+    events.clear()
+    train(make(get_backend("cpu")), epochs=2)  # where a call has computed when it returns
+    assert events == [("order", 0), losses, ("order", 1), losses]
+
+
 def test_every_callback_that_was_started_is_ended(backend):
     class Broken(Callback):
         def on_end(self, run):
@@ -538,6 +558,17 @@ def test_an_order_is_asked_once_for_each_epoch_in_turn(backend):
         assert visits(batches, epoch) == [expected[:4], expected[4:8], expected[8:]]
         assert all(backend.owns(rows) for rows in batches.epoch(epoch))
     assert asked == [0, 1, 2, 3]
+    batches.draw_ahead(4)  # its order may depend on how often it is asked
+    assert asked == [0, 1, 2, 3]
+
+
+def test_a_pure_order_may_be_drawn_ahead(backend):
+    batches = Batches(backend, 10, 4, shuffled(3, 10), pure=True)
+    expected = Batches(backend, 10, 4, shuffled(3, 10))
+    for epoch in (0, 1, 2, 7):
+        assert visits(batches, epoch) == visits(expected, epoch)
+        batches.draw_ahead(epoch + 1)
+        assert visits(batches, epoch) == visits(expected, epoch)
 
 
 def test_without_an_order_there_is_that_of_the_data(backend):

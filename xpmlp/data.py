@@ -283,6 +283,9 @@ class Batches:
     order : callable, optional
         ``order(epoch)``, called once for each epoch in turn: the row numbers of the samples as a
         NumPy array of shape ``(n_samples,)``. Default: the order of the data.
+    pure : bool, default False
+        Whether nothing but its result comes of a call: then an epoch may be asked for early, and
+        never come.
     """
 
     def __init__(
@@ -291,12 +294,16 @@ class Batches:
         n_samples: int,
         n_rows: int,
         order: Callable[[int], Any] | None = None,
+        *,
+        pure: bool = False,
     ) -> None:
         self.backend = backend
         self.n_samples = n_samples
         self.n_rows = n_rows
         self._order = order
+        self._pure = pure
         self._drawn: tuple[int, Any, Array] | None = None
+        self._ahead: tuple[int, Any, Array] | None = None
 
     def __len__(self) -> int:
         return (self.n_samples + self.n_rows - 1) // self.n_rows
@@ -304,9 +311,20 @@ class Batches:
     def order(self, epoch: int) -> Array:
         """The row numbers of an epoch, batch after batch."""
         if self._drawn is None or (self._order and self._drawn[0] != epoch):
-            rows = self._order(epoch) if self._order else host().xp.arange(self.n_samples)
-            self._drawn = epoch, rows, self.backend.from_host(rows)
+            known = self._ahead is not None and self._ahead[0] == epoch
+            self._drawn = self._ahead if known else self._draw(epoch)
+            self._ahead = None
+        assert self._drawn is not None
         return self._drawn[2]
+
+    def draw_ahead(self, epoch: int) -> None:
+        """Draw what may be drawn early of an epoch that is to come, while a device is busy."""
+        if self._order and self._pure:
+            self._ahead = self._draw(epoch)
+
+    def _draw(self, epoch: int) -> tuple[int, Any, Array]:
+        rows = self._order(epoch) if self._order else host().xp.arange(self.n_samples)
+        return epoch, rows, self.backend.from_host(rows)
 
     def on_host(self, epoch: int) -> Any:
         """The same as a NumPy array."""

@@ -190,7 +190,7 @@ def fit(
         n = data.n_samples
         # The order within a batch does not matter, so a single one is not shuffled.
         order = shuffled(network.seed, n) if shuffle and n_rows < n else None
-        batches = Batches(network.backend, n, n_rows, order)
+        batches = Batches(network.backend, n, n_rows, order, pure=True)
         run = Run(network, step, data, held_out, scores, int(epochs), batches, settings)
         saved = None if resume is None else read_checkpoint(resume)
         run.train([*callbacks, *([ProgressBar()] if verbose else [])], saved)
@@ -366,6 +366,9 @@ class Run:
                 for callback in callbacks:
                     callback.on_batch(self)
             self._report_progress(callbacks, n_rows * (done or 1))
+        more = self.epoch + 1 < self.epochs and not self.history.stopped
+        if more and not self.network.backend.immediate:
+            self._batches.draw_ahead(self.epoch + 1)
         losses = self._losses_of_epoch()
         if not math.isfinite(sum(losses)):  # on a device whose results come later
             for batch, value in enumerate(losses):
