@@ -161,7 +161,36 @@ def test_denormal_numbers_are_zero_in_captured_steps_alone(n_threads, monkeypatc
     assert not is_flushed()
 
 
-@pytest.mark.parametrize("triple", ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_denormal_operands_and_results_are_zero(dtype):
+    tiny = np.finfo(dtype).tiny
+    x, factor = np.array([[tiny / 4, tiny]], dtype), np.array([[1 / tiny, 0.25]], dtype)
+    assert (x * factor != 0).all()
+    (out,) = run_rule(RULES["multiply"], [x, factor], (1, 2), dtype)
+    assert (out == 0).all()
+
+
+def test_products_flush_denormal_numbers_on_every_thread():
+    # So large that BLAS, if it may, takes several threads, which do not flush them.
+    a, b, out = (
+        np.full((64, 784), 1e-21, "f4"),
+        np.full((784, 64), 1e-21, "f4"),
+        np.ones((64, 64), "f4"),
+    )
+    assert (a @ b != 0).all()
+    tape = capture.Tape()
+    tape.matmul(a, b, out)
+    capture.Captured([tape], 1)(1, 0, 0)
+    assert (out == 0).all()
+
+
+PROCESSORS = {
+    "x86_64-unknown-linux-gnu": ("stmxcsr", "32832", "ldmxcsr"),
+    "aarch64-unknown-linux-gnu": ("mrs", "0x1000000", "msr"),
+}
+
+
+@pytest.mark.parametrize("triple", PROCESSORS)
 def test_machine_code_for_it_is_made_for_other_processors_too(triple, monkeypatch):
     monkeypatch.setattr(native, "_X86", "x86" in triple)
     monkeypatch.setattr(native, "_ARM", "aarch64" in triple)
@@ -169,15 +198,12 @@ def test_machine_code_for_it_is_made_for_other_processors_too(triple, monkeypatc
     module.triple = triple
     function = ir.Function(module, ir.FunctionType(ir.IntType(64), []), "flush")
     builder = ir.IRBuilder(function.append_basic_block())
-    before = native._read_control(builder)
-    native._write_control(builder, builder.or_(before, ir.Constant(before.type, 1 << 24)))
-    builder.ret(before)
+    builder.ret(native._flush(builder))
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     machine = binding.Target.from_triple(triple).create_target_machine()
-    code = machine.emit_assembly(binding.parse_assembly(str(module)))
-    read, written = ("stmxcsr", "ldmxcsr") if "x86" in triple else ("mrs", "msr")
-    assert re.search(rf"{read}\s.*\n(.*\n)*?.*{written}\s", code, re.IGNORECASE)
+    code = machine.emit_assembly(binding.parse_assembly(str(module))).lower()
+    assert re.search("(?s)" + ".*".join(map(r"\b{}\b".format, PROCESSORS[triple])), code), code
 
 
 def test_the_adapter_says_so_itself():
@@ -226,22 +252,22 @@ def restore(before):
     native.restore(before)
 
 
-def assert_bits(rule, operands, shape, dtype, denormals=False, **options):
-    """The results are NumPy's; with `denormals` those that it has when it flushes them."""
+def assert_bits(rule, operands, shape, dtype, flushed=False, **options):
+    """The results are NumPy's; with `flushed` those that it has when it flushes them."""
     functions = xpmlp_numpy.NumpyBackend().functions
     with np.errstate(all="ignore"):
-        before = flush() if denormals else 0
+        before = flush() if flushed else 0
         try:
             expected = rule(functions, *operands)
         finally:
-            if denormals:
+            if flushed:
                 restore(before)
         expected = expected if isinstance(expected, tuple) else (expected,)
         for out, value in zip(
             run_rule(rule, operands, shape, dtype, **options), expected, strict=True
         ):
             value = np.broadcast_to(np.asarray(value, dtype), shape)
-            if denormals:  # what is only chosen from may keep them
+            if flushed:  # what is only chosen from may keep them
                 tiny = np.finfo(dtype).tiny
                 out, value = (np.where(abs(x) < tiny, np.copysign(0, x), x) for x in (out, value))
             np.testing.assert_array_equal(out, value)
@@ -256,7 +282,7 @@ def test_every_rule_is_numpys_to_the_bit(rule):
         assert_bits(rule, as_called(rule, shape, dtype), shape, dtype)
     for operands in edges(rule, dtype):
         operands = [np.ascontiguousarray(x) for x in operands]
-        assert_bits(rule, operands, operands[0].shape, dtype, denormals=True)
+        assert_bits(rule, operands, operands[0].shape, dtype, flushed=True)
 
 
 @pytest.mark.parametrize("name", ["adam", "sigmoid", "gelu", "binary_focal", "tanh_backward"])
@@ -545,9 +571,10 @@ def test_steps_after_a_failure_count_from_where_it_was(monkeypatch):
     assert np.isfinite(losses[:2]).all()
 
 
-def test_two_fits_in_two_threads_do_not_mix(monkeypatch):
-    captured(monkeypatch, 2)
-    threads = native.max_threads()
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_two_fits_in_two_threads_do_not_mix(n_threads, monkeypatch):
+    captured(monkeypatch, n_threads)
+    threads = capture._blas.max_threads()
     expected = [short_run(epochs=30, shuffle=bool(i))[0].parameters.tobytes() for i in (0, 1)]
     found = [None, None]
 
@@ -561,7 +588,30 @@ def test_two_fits_in_two_threads_do_not_mix(monkeypatch):
     for worker in workers:
         worker.join()
     assert found == expected
-    assert native.max_threads() == threads  # BLAS has its own back
+    assert native._max_threads() == threads  # BLAS has its own back
+
+
+def test_blas_has_its_threads_back_when_the_last_has_left():
+    before = native._max_threads()
+    with capture._blas:
+        with capture._blas:
+            assert native._max_threads() == 1
+        assert native._max_threads() == 1
+        assert capture._blas.max_threads() == before
+    assert native._max_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_copy_of_the_process_does_not_wait_for_a_fit_of_the_original():
+    before = native._max_threads()
+    with capture._turn, capture._blas:
+        child = os.fork()
+        if not child:  # no exception may leave it
+            free = capture._turn.acquire(blocking=False) and native._max_threads() == before
+            os._exit(0 if free and capture._blas.max_threads() == before else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert native._max_threads() == before
 
 
 # --- The folder of compiled code ------------------------------------------------------------------

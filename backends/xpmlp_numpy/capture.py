@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -75,8 +76,8 @@ def _encode(calls: list[Call], waits: list[bool], thread: int) -> np.ndarray[Any
 def _run(code: Any, n: int, context: Any, n_threads: int) -> int:
     """Run `n` steps of one thread's calls; returns how many were done.
 
-    Denormal numbers, on which a processor may be slower by an order of magnitude, count as zero:
-    where a network is sure of its answers, its derivatives are such numbers.
+    Denormal numbers, on which a processor may be several times as slow, count as zero: where a
+    network is sure of its answers, its derivatives are such numbers.
 
     `context` is the address of the barrier's counter and of a flag that ends all waiting, that of
     the system's yield, and the epoch, batch and step, which kernels are given.
@@ -155,9 +156,9 @@ class Captured:
         self._contexts[:, 2:4] = epoch, batch
         codes, contexts, run = self._codes, self._contexts, _compiled_run()
         if self._pool is None:
-            return int(run(codes[0], n, contexts[0], 1))
-        # All cores work for one fit at a time, and BLAS calls stay on the threads that make them.
-        with _turn, native.blas_threads().limit(limits=1, user_api="blas"):
+            with _blas:
+                return int(run(codes[0], n, contexts[0], 1))
+        with _turn, _blas:  # all cores work for one fit at a time
             self._counter[:] = 0
             others = []
             try:
@@ -186,13 +187,23 @@ def _threads(n: int) -> ThreadPoolExecutor:
 
 
 _turn = Lock()
+_blas = native.OwnThreads()
+
+
+def _after_fork() -> None:
+    """Without the threads that have been in here nobody would end their turn."""
+    global _turn
+    _turn = Lock()
+    _blas.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def threads_for(work: float) -> int:
     """How many threads a step of so many operations is shared out to."""
-    with _turn:  # else another fit may have limited BLAS
-        most = native.max_threads()
-    return max(1, min(most, int(work / _WORK_OF_A_THREAD)))
+    return max(1, min(_blas.max_threads(), int(work / _WORK_OF_A_THREAD)))
 
 
 def capture(record: Callable[[], list[Tape]], work: float) -> Captured | None:

@@ -1,20 +1,21 @@
 """What captured steps need of machine code and Numba does not offer by itself.
 
-Pointers from addresses, calls of functions at an address, the BLAS that NumPy itself uses, NumPy's
-own vectorised loops, and a barrier for threads.
+Pointers from addresses, calls of functions at an address, a barrier for threads, what a processor
+does with denormal numbers, the BLAS that NumPy itself uses and its threads, and NumPy's own
+vectorised loops.
 """
 
 from __future__ import annotations
 
 import ctypes
-import platform
 from functools import cache
 from importlib import import_module
 from math import sqrt
+from threading import Lock
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, float32, float64, types, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -163,9 +164,7 @@ def flush_denormals(typingctx: Any) -> Any:
     """Have this thread take denormal numbers for zero; returns what :func:`restore` is given."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        before = _read_control(builder)
-        _write_control(builder, builder.or_(before, ir.Constant(_I64, _FLUSH)))
-        return before
+        return _flush(builder)
 
     return types.int64(), codegen
 
@@ -181,10 +180,16 @@ def restore(typingctx: Any, before: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-_X86 = platform.machine().lower() in ("x86_64", "amd64")
-_ARM = platform.machine().lower() in ("aarch64", "arm64")
-# Of denormal results and operands in x86's MXCSR, and of both in ARM's FPCR.
-_FLUSH = 1 << 15 | 1 << 6 if _X86 else 1 << 24
+_PROCESSOR = binding.get_process_triple()
+_X86, _ARM = _PROCESSOR.startswith("x86_64"), _PROCESSOR.startswith(("aarch64", "arm64"))
+
+
+def _flush(builder: Any) -> Any:
+    before = _read_control(builder)
+    # Of denormal results and operands in x86's MXCSR, and of both in ARM's FPCR.
+    bits = 1 << 15 | 1 << 6 if _X86 else 1 << 24
+    _write_control(builder, builder.or_(before, ir.Constant(_I64, bits)))
+    return before
 
 
 def _call_llvm(builder: Any, name: str, *arguments: Any, result: Any = None) -> Any:
@@ -286,14 +291,61 @@ def scipy_is_quiet() -> bool:
 
 
 @cache
-def blas_threads() -> Any:
-    """What limits the threads of BLAS."""
+def _pools() -> Any:
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")
 
 
-def max_threads() -> int:
-    """As many as BLAS may use now."""
-    infos = blas_threads().select(user_api="blas").info()
-    return max((info["num_threads"] for info in infos), default=1)
+class OwnThreads:
+    """While somebody is inside, BLAS computes on the threads that call it, in the whole process.
+
+    Threads that it starts would go on as the one that starts them computes with denormal numbers.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._most = _max_threads()
+                _let_anyone_limit()
+                self._limit = _pools().limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._restore()
+
+    def max_threads(self) -> int:
+        """As many as BLAS may use while nobody is inside."""
+        with self._lock:
+            return self._most if self._inside else _max_threads()
+
+    def after_fork(self) -> None:
+        """Forget who was inside in the process that this one is a copy of."""
+        self._lock = Lock()
+        if self._inside:
+            self._inside = 0
+            self._restore()
+
+    def _restore(self) -> None:
+        _let_anyone_limit()
+        self._limit.restore_original_limits()
+        _let_anyone_limit()
+
+
+def _let_anyone_limit() -> None:
+    """From threadpoolctl 3.8 on only the thread that limited OpenBLAS first may do so again."""
+    for pool in _pools().lib_controllers:
+        clear = getattr(pool, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
+def _max_threads() -> int:
+    return max((pool["num_threads"] for pool in _pools().info()), default=1)
