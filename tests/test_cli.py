@@ -202,7 +202,10 @@ def test_fallback_is_one_line(capsys):
         (["train", "iris", "--activation", "sigmod"], "Did you mean 'sigmoid'"),
         (["train", "iris", "--activation", "relu,tanh,relu"], "one value or 2"),
         (["train", "iris", "--hidden", "8,x"], "--hidden must be whole numbers"),
-        (["train", "iris", "--hidden", "0"], "units must be a whole number >= 1"),
+        (
+            ["train", "iris", "--hidden", "8,0"],
+            "--hidden must be whole numbers from 1 on, got '8,0'",
+        ),
         (["train", "iris", "--dropout", "1"], "rate must be a number >= 0 and < 1"),
         (["train", "iris", "--loss", "log_los"], "Did you mean 'log_loss'"),
         (["train", "iris", "--optimizer", "adam:beta=1"], "Did you mean 'beta_2'"),

@@ -78,6 +78,8 @@ def make_layers(
 ) -> list[Layer]:
     """Hidden layers as the options say, and the output layer that suits the target."""
     units = [_number("--hidden", text, int) for text in hidden.split(",") if text.strip()]
+    if min(units, default=1) < 1:
+        raise ValueError(f"--hidden must be whole numbers from 1 on, got {hidden!r}")
     activations = _one_each(
         "--activation", activation, len(units), lambda text: parse("activation", text, ACTIVATIONS)
     )
