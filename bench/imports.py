@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import compileall
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +40,8 @@ CASES = [("784-256-128-10", 200), ("30-64-32-2", 32)]
 @out_option
 def imports(rounds: int, data: Path | None, out: Path) -> None:
     """Time of `import xpmlp`, and of the first fit in a fresh process."""
+    for folder in ("xpmlp", "backends"):  # as an installation does
+        compileall.compile_dir(ROOT / folder, quiet=1)
     record = {
         "environment": environment(),
         "rounds": rounds,
@@ -55,23 +57,19 @@ def imports(rounds: int, data: Path | None, out: Path) -> None:
 
 
 def import_seconds(rounds: int) -> dict[str, float]:
-    """The median seconds of each import, in rounds, with bytecode as pip leaves it."""
+    """The median seconds of each import, in rounds."""
     found: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    with TemporaryDirectory() as bytecode:
-        variables = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
-        variables.pop("PYTHONDONTWRITEBYTECODE", None)
-        for _ in range(1 + rounds):  # the first writes the bytecode
-            for name, (before, timed) in IMPORTS.items():
-                code = (
-                    f"import time; {before}\nstart = time.perf_counter()\n{timed}\n"
-                    "print(time.perf_counter() - start)"
-                )
-                done = subprocess.run(
-                    [sys.executable, "-c", code],
-                    cwd=ROOT, env=variables, capture_output=True, text=True, check=True,
-                )  # fmt: skip
-                found[name].append(float(done.stdout))
-    return {name: median(seconds[1:]) for name, seconds in found.items()}
+    for _ in range(rounds):
+        for name, (before, timed) in IMPORTS.items():
+            code = (
+                f"import time; {before}\nstart = time.perf_counter()\n{timed}\n"
+                "print(time.perf_counter() - start)"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            found[name].append(float(done.stdout))
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 def first_fits(problem: Problem, rounds: int) -> dict[str, Any]:

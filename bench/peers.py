@@ -179,7 +179,7 @@ def _adam(state: Any, gradient: Any, epsilon: float, rate: float) -> Any:
 
 
 class TorchProducts(Products):
-    """The same products by PyTorch: the least that a step of it takes."""
+    """The same products by PyTorch."""
 
     name = "GEMMs by PyTorch"
     library = "torch"

@@ -19,7 +19,7 @@ from time import perf_counter, sleep
 from typing import Any, Self
 
 # Seconds before a call: threads of the call before it spin for a while until they sleep.
-_PAUSE = 0.1
+_PAUSE = 0.2
 
 # Where libraries keep on disk what they have compiled.
 _CACHES = ("XPMLP_CACHE_DIR", "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
