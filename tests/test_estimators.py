@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, make_scorer
 from sklearn.utils._param_validation import InvalidParameterError
+from xpmlp_numpy import NumpyBackend
 
 from xpmlp import (
     Callback,
@@ -32,6 +33,7 @@ from xpmlp import (
 )
 from xpmlp.activations import ELU
 from xpmlp.backends import available_backends
+from xpmlp.data import Batches
 from xpmlp.losses import AbsoluteError, Focal, Huber, LogLoss, Poisson, Quantile, SquaredError
 from xpmlp.optimizers import OPTIMIZERS, SGD, Adam, AdamW
 from xpmlp.schedules import Cosine, Exponential, OneCycle, Step, WarmUp
@@ -1581,3 +1583,29 @@ def test_what_is_trained_on_a_device_stays_there(cls):
     model = make(cls, device="auto").fit(x, strict.from_host(target(cls)))
     assert model.network_.backend.owns(x)
     assert {c.device for c in model.coefs_} == {array_api_strict.Device("device1")}
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), None], ids=["int", "int64", "a generator"])
+def test_only_an_order_of_its_own_is_drawn_ahead_of_a_busy_device(seed, monkeypatch):
+    drawn = []
+    draw_ahead = Batches.draw_ahead
+
+    def noted(self, epoch):
+        draw_ahead(self, epoch)
+        drawn.append(self._ahead is not None)
+
+    monkeypatch.setattr(Batches, "draw_ahead", noted)
+    X, y = np.random.default_rng(0).standard_normal((50, 3)), np.arange(50) % 2
+    ends, states = [], []
+    for immediate in (True, False):
+        monkeypatch.setattr(NumpyBackend, "immediate", immediate)
+        generator = np.random.RandomState(3)
+        model = MLPClassifier((4,), batch_size=10, max_iter=9, tol=1e9, n_iter_no_change=2,
+                              random_state=generator if seed is None else seed)  # fmt: skip
+        ends.append(model.fit(X, y).coefs_)
+        states.append(generator.bytes(8))
+    assert model.n_iter_ < 9
+    assert drawn == [seed is not None] * model.n_iter_
+    assert states[0] == states[1]
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)

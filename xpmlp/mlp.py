@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable as Function
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import array_api_compat
@@ -394,7 +395,9 @@ class MLP(Parameters, ABC):
                 order, n_drawn = shuffle(order, random_state=self._random_state), n_drawn + 1
             return rows[order]
 
-        batches = Batches(network.backend, n, min(batch_size, n), draw)
+        # A generator of the user's goes on where the run ends, one made of a seed is nobody else's.
+        own = isinstance(self.random_state, Integral)
+        batches = Batches(network.backend, n, min(batch_size, n), draw, pure=own)
         epochs = 1 if incremental else int(self.max_iter)
         if not incremental or "_optimizer" not in self.__dict__:
             self._optimizer = self._new_optimizer()
