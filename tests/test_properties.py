@@ -139,8 +139,10 @@ def test_the_form_of_the_numbers_does_not_matter(kind, form, X):
     if isinstance(got, REFUSALS):
         assert (kind, form) in REFUSED, got
         return
+    # Before 2.3 NumPy has a way of its own to multiply a matrix with gaps.
+    rtol = 0.0 if np.lib.NumpyVersion(np.__version__) >= "2.3.0" else 1e-12
     for value, expected in zip(got, quiet(lambda: use(kind, X, y)), strict=True):
-        np.testing.assert_array_equal(np.asarray(value), expected)
+        np.testing.assert_allclose(np.asarray(value), expected, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("kind", ["network", "regressor"])
