@@ -330,6 +330,7 @@ class Report:
                 styles[found.dtype],
                 marker="o" if len(found.drift) == 1 else None,  # a line of one point is invisible
                 color=f"C{pairs.index(found.pair)}",
+                linewidth=1.0 + len(pairs) - pairs.index(found.pair),  # one under others is seen
                 label=f"{' and '.join(found.pair)}, {found.dtype}",
             )
         for dtype, style in styles.items():
