@@ -668,6 +668,15 @@ def test_the_command_prints_writes_and_draws(capsys, tmp_path):
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("steps", [0, 10_001])  # every tensor of every step is kept
+def test_a_number_of_steps_out_of_bounds(capsys, steps):
+    code, _, err = run(capsys, "--steps", str(steps))
+    bounds = "must be a whole number >= 1 and <= 10000"
+    assert (code, err) == (2, f"xpmlp: error: --steps {bounds}, got {steps}\n")
+    with pytest.raises(ValueError, match=f"steps {bounds}, got {steps}"):
+        verify({"numpy:cpu": get_backend("cpu")}, steps=steps)
+
+
 @pytest.mark.usefixtures("without_primitives")
 def test_an_adapter_against_its_reference(capsys):
     code, out, _ = run(capsys, "--backends", "numpy:cpu", "--steps", "5", "--against", "reference")

@@ -51,7 +51,7 @@ from xpmlp.schedules import SCHEDULES
 from xpmlp.serialization import load, save
 from xpmlp.testing import overrides, participants, reference_of
 from xpmlp.training import fit
-from xpmlp.verify import STEPS, Report
+from xpmlp.verify import MOST_STEPS, STEPS, Report
 from xpmlp.verify import verify as compare_runs
 
 PICTURES = ("png", "svg", "pdf")
@@ -368,7 +368,7 @@ def verify(
     step. The first tensor that differs is named with its layer, step and values. The exit code is 0
     if all agree, 1 if not, and 2 if there was nothing to compare.
     """
-    check_number("--steps", steps, minimum=1, integer=True)
+    check_number("--steps", steps, minimum=1, maximum=MOST_STEPS, integer=True)
     _check_output("--json", json_path)
     _check_output("--plot", plot, PICTURES)
     found = participants()

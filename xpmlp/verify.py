@@ -20,6 +20,7 @@ from xpmlp import __version__
 from xpmlp.backends import host
 from xpmlp.comparing import other_bits
 from xpmlp.data import Batches, shuffled
+from xpmlp.errors import check_number
 from xpmlp.history import new_axes
 from xpmlp.layers import DenseStage
 from xpmlp.step import Dataset, TrainingStep
@@ -39,6 +40,7 @@ STEPS = 200
 # Largest relative difference of a tensor after one step, and what a step may add to it.
 ONE_STEP = {"float64": 3e-13, "float32": 1e-5}
 GROWTH = {"float64": 1e-15, "float32": 2e-6}
+MOST_STEPS = 10_000
 # Faults that are printed; a wrong product shows in every network.
 _SHOWN = 12
 
@@ -372,7 +374,7 @@ def verify(
     backends : mapping of str to Backend
         At least one; see :func:`xpmlp.testing.participants`.
     steps : int, default 200
-        Of each run.
+        Of each run, at most 10,000: every tensor of every step is kept.
     dtypes : sequence of str
         Those that an adapter does not train in are left out for it.
     progress : callable, optional
@@ -382,6 +384,7 @@ def verify(
     -------
     Report
     """
+    check_number("steps", steps, minimum=1, maximum=MOST_STEPS, integer=True)
     report = Report({name: backend.version() for name, backend in backends.items()}, steps)
     faults = report.faults
     for name, backend in backends.items():
