@@ -668,13 +668,49 @@ def test_the_command_prints_writes_and_draws(capsys, tmp_path):
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("steps", [0, 10_001])  # every tensor of every step is kept
+@pytest.mark.parametrize("steps", [0, 501])
 def test_a_number_of_steps_out_of_bounds(capsys, steps):
     code, _, err = run(capsys, "--steps", str(steps))
-    bounds = "must be a whole number >= 1 and <= 10000"
+    bounds = "must be a whole number >= 1 and <= 500"
     assert (code, err) == (2, f"xpmlp: error: --steps {bounds}, got {steps}\n")
     with pytest.raises(ValueError, match=f"steps {bounds}, got {steps}"):
         verify({"numpy:cpu": get_backend("cpu")}, steps=steps)
+
+
+@pytest.mark.parametrize("dtypes", [(), ("float16",), "float32"])
+def test_where_there_is_nothing_to_compare_nothing_is_said_to_agree(dtypes):
+    with pytest.raises(ValueError, match=r"dtypes among float64, float32, got .*numpy:cpu.* and "):
+        verify({"numpy:cpu": get_backend("cpu")}, dtypes=dtypes)
+    with pytest.raises(ValueError, match="expected backends by name"):
+        verify({})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "."], "--json=. is a folder, expected a file"),
+        (["--plot", "."], "--plot=. is a folder, expected a file"),
+        (["--json", "d.png", "--plot", "d.png"], "must be different files, got d.png twice"),
+    ],
+)
+def test_files_that_could_not_be_written_are_refused_at_once(capsys, options, message):
+    code, out, err = run(capsys, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+class Unturned(Numpy):
+    """Takes the rows of a square matrix for its columns, if they lie so."""
+
+    def matmul(self, a, b, out):
+        if b.ndim == 2 and b.shape[0] == b.shape[1] and not b.flags.c_contiguous:
+            b = b.T
+        super().matmul(a, b, out)
+
+
+def test_a_square_matrix_that_is_turned():
+    with pytest.raises(AssertionError, match=r"matmul of \(9, 9\)"):
+        check_backend(Unturned("cpu"))
 
 
 @pytest.mark.usefixtures("without_primitives")

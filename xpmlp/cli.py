@@ -371,6 +371,8 @@ def verify(
     check_number("--steps", steps, minimum=1, maximum=MOST_STEPS, integer=True)
     _check_output("--json", json_path)
     _check_output("--plot", plot, PICTURES)
+    if json_path and json_path == plot:
+        raise ValueError(f"--json and --plot must be different files, got {plot} twice")
     found = participants()
     chosen = backends.split(",") if backends else [*found]
     twice = sorted({name for name in chosen if chosen.count(name) > 1})
@@ -468,6 +470,8 @@ def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) ->
     """Refuse, before any work is done, a file that could not be written at its end."""
     if not path:
         return
+    if Path(path).is_dir():
+        raise ValueError(f"{option}={path} is a folder, expected a file")
     if Path(path).exists() and not Path(path).is_file():
         return  # a pipe or a terminal
     folder = Path(path).parent

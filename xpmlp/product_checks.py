@@ -21,6 +21,7 @@ _SHAPES = [
     (64, 33, 17),
     (7, 200, 9),
     (5, 1030, 6),
+    (9, 9, 9),  # only its strides tell a matrix from its transpose
     (LARGE[0], 20, LARGE[1]),
     (2, 3, 5, 4),
     (2, 3, 4, 1, 6),
