@@ -180,6 +180,18 @@ def test_a_broken_entry_point_is_reported_and_harms_nobody(fresh_lookup):
     assert get_backend("cpu").name == "numpy"
 
 
+def test_an_adapter_that_cannot_tell_its_devices_is_reported_and_harms_nobody(fresh_lookup):
+    def devices():
+        raise RuntimeError("no driver")
+
+    fresh_lookup.setattr(ThirdParty, "devices", devices)
+    install(fresh_lookup, "third_party_adapter:Adapter")
+    assert "RuntimeError: no driver" in available_backends()["third"]
+    assert get_backend("auto").name != "third"
+    with pytest.raises(BackendUnavailableError, match="no driver"):
+        get_backend("abacus", fallback=False)
+
+
 def test_an_entry_point_without_its_class_harms_nobody(fresh_lookup):
     install(fresh_lookup, "third_party_adapter:Missing")
     assert "AttributeError" in available_backends()["third"]

@@ -455,7 +455,11 @@ def _library(name: str) -> str | None:
 
 def _why_not(name: str) -> str | None:
     try:
-        return backend_class(name).unavailable()
+        adapter = backend_class(name)
+        reason = adapter.unavailable()
+        if reason is None:
+            adapter.devices()  # that it can tell them is the least
+        return reason
     except Exception as error:
         return f"its package cannot be used ({type(error).__name__}: {error})"
 
