@@ -30,7 +30,7 @@ pytest.importorskip("numba")
 
 import numba
 from llvmlite import binding, ir
-from xpmlp_numpy import capture, kernels, native
+from xpmlp_numpy import blas_threads, capture, kernels, native
 
 
 def captured(monkeypatch, n_threads=1):
@@ -586,30 +586,30 @@ def test_two_fits_in_two_threads_do_not_mix(n_threads, monkeypatch):
     for worker in workers:
         worker.join()
     assert found == expected
-    assert native._max_threads() == threads  # BLAS has its own back
+    assert blas_threads.max_threads() == threads  # BLAS has its own back
 
 
 def test_blas_has_its_threads_back_when_the_last_has_left():
-    before = native._max_threads()
+    before = blas_threads.max_threads()
     with capture._blas:
         with capture._blas:
-            assert native._max_threads() == 1
-        assert native._max_threads() == 1
+            assert blas_threads.max_threads() == 1
+        assert blas_threads.max_threads() == 1
         assert capture._blas.max_threads() == before
-    assert native._max_threads() == before
+    assert blas_threads.max_threads() == before
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_copy_of_the_process_does_not_wait_for_a_fit_of_the_original():
-    before = native._max_threads()
+    before = blas_threads.max_threads()
     with capture._turn, capture._blas:
         child = os.fork()
         if not child:  # no exception may leave it
-            free = capture._turn.acquire(blocking=False) and native._max_threads() == before
+            free = capture._turn.acquire(blocking=False) and blas_threads.max_threads() == before
             os._exit(0 if free and capture._blas.max_threads() == before else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert native._max_threads() == before
+    assert blas_threads.max_threads() == before
 
 
 # --- The folder of compiled code ------------------------------------------------------------------

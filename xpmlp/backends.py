@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, cached_property
 from importlib import import_module
 from math import isfinite
+from threading import Lock
 from typing import Any, Self, cast
 
 import array_api_compat
@@ -410,6 +411,33 @@ def backend_of(x: Array) -> Backend:
                     return backend
     device = array_api_compat.device(x)
     return ReferenceBackend(array_api_compat.array_namespace(x), str(device), device)
+
+
+class Held:
+    """A setting of the whole process, made when the first enters and undone when the last leaves.
+
+    Parameters
+    ----------
+    make : callable
+        Makes it, and returns what undoes it.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make = make
+        self._lock, self._inside = Lock(), 0
+        self._undo: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._undo = self._make()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._undo()
 
 
 _instances: dict[tuple[str, str], Backend] = {}

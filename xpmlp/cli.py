@@ -175,8 +175,7 @@ def train(data: str, **options: Any) -> int:
     """
     _check_output("--out", options["out"])
     _check_output("--plot", options["plot"], PICTURES)
-    if options["out"] and options["out"] == options["plot"]:
-        raise ValueError(f"--out and --plot must be different files, got {options['out']} twice")
+    _check_different("--out", options["out"], options["plot"])
     check_number("--seed", options["seed"], minimum=0, integer=True)
     table = load_table(data)
     target = options["target"] or table.target or table.columns[-1]
@@ -371,8 +370,7 @@ def verify(
     check_number("--steps", steps, minimum=1, maximum=MOST_STEPS, integer=True)
     _check_output("--json", json_path)
     _check_output("--plot", plot, PICTURES)
-    if json_path and json_path == plot:
-        raise ValueError(f"--json and --plot must be different files, got {plot} twice")
+    _check_different("--json", json_path, plot)
     found = participants()
     chosen = backends.split(",") if backends else [*found]
     twice = sorted({name for name in chosen if chosen.count(name) > 1})
@@ -464,6 +462,11 @@ def _report(
     for part, values in scores.items():
         cells = "".join(f"{value:>11.4g}" for value in values.values())
         click.echo(f"  {part:<10}{len(parts[part][1]):>7}{cells}")
+
+
+def _check_different(option: str, path: str | None, plot: str | None) -> None:
+    if path and path == plot:
+        raise ValueError(f"{option} and --plot must be different files, got {path} twice")
 
 
 def _check_output(option: str, path: str | None, kinds: tuple[str, ...] = ()) -> None:

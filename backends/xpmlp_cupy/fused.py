@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) {name}(
 }}
 """
 _MOST_BLOCKS = 4096
-STORED = CTYPES | {"uint16": "unsigned short"}  # the bits of bfloat16
+_STORED = CTYPES | {"uint16": "unsigned short"}  # the bits of bfloat16
 _DTYPES = {ctype: dtype for dtype, ctype in CTYPES.items()}
 # Elements from which their number needs 64 bits; less are counted faster.
 _LONG = 1 << 31
@@ -247,7 +247,7 @@ class _Text:
         view = View.of(x)
         if view not in self._places:
             k = self._places[view] = len(self.arguments)
-            ctype = STORED[view.dtype]
+            ctype = _STORED[view.dtype]
             self.arguments.append(x)
             self.parameters += f"{ctype}* p{k}, "
             start = "" if text is None else f" = {text.format(k)}"
@@ -266,7 +266,7 @@ class _Text:
 
 def index_of(x: Any, shape: tuple[int, ...]) -> str | None:
     """The index of an operand's element for a result of `shape`; None if there is no simple one."""
-    if str(x.dtype) not in STORED or not x.flags.c_contiguous:
+    if str(x.dtype) not in _STORED or not x.flags.c_contiguous:
         return None
     if x.size == 1:
         return "0"

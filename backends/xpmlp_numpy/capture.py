@@ -23,6 +23,7 @@ from numba import types
 
 from xpmlp.tape import CannotCapture, StepTape
 from xpmlp_numpy import NumpyBackend, kernels, native
+from xpmlp_numpy.blas_threads import OwnThreads
 from xpmlp_numpy.lowering import Call, Lowering, Use
 from xpmlp_numpy.native import (
     atomic_add,
@@ -187,7 +188,7 @@ def _threads(n: int) -> ThreadPoolExecutor:
 
 
 _turn = Lock()
-_blas = native.OwnThreads()
+_blas = OwnThreads()
 
 
 def _after_fork() -> None:

@@ -1,8 +1,7 @@
 """What captured steps need of machine code and Numba does not offer by itself.
 
 Pointers from addresses, calls of functions at an address, a barrier for threads, what a processor
-does with denormal numbers, the BLAS that NumPy itself uses and its threads, and NumPy's own
-vectorised loops.
+does with denormal numbers, the BLAS that NumPy itself uses, and NumPy's own vectorised loops.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import ctypes
 from functools import cache
 from importlib import import_module
 from math import sqrt
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -288,64 +286,3 @@ def scipy_is_quiet() -> bool:
     from scipy.special import geterr
 
     return {value for kind, value in geterr().items() if kind != "memory"} == {"ignore"}
-
-
-@cache
-def _pools() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-class OwnThreads:
-    """While somebody is inside, BLAS computes on the threads that call it, in the whole process.
-
-    Threads that it starts would go on as the one that starts them computes with denormal numbers.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._most = _max_threads()
-                _let_anyone_limit()
-                self._limit = _pools().limit(limits=1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._restore()
-
-    def max_threads(self) -> int:
-        """As many as BLAS may use while nobody is inside."""
-        with self._lock:
-            return self._most if self._inside else _max_threads()
-
-    def after_fork(self) -> None:
-        """Forget who was inside in the process that this one is a copy of."""
-        self._lock = Lock()
-        if self._inside:
-            self._inside = 0
-            self._restore()
-
-    def _restore(self) -> None:
-        _let_anyone_limit()
-        self._limit.restore_original_limits()
-        _let_anyone_limit()
-
-
-def _let_anyone_limit() -> None:
-    """From threadpoolctl 3.8 on only the thread that limited OpenBLAS first may do so again."""
-    for pool in _pools().lib_controllers:
-        clear = getattr(pool, "clear_controlling_thread", None)
-        if clear is not None:
-            clear(force=True)
-
-
-def _max_threads() -> int:
-    return max((pool["num_threads"] for pool in _pools().info()), default=1)

@@ -10,10 +10,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property, wraps
-from threading import Lock
 from typing import Any
 
-from xpmlp.backends import Array, DTypePolicy, ReferenceBackend, dtype_name, functions_of, host
+from xpmlp.backends import (
+    Array,
+    DTypePolicy,
+    Held,
+    ReferenceBackend,
+    dtype_name,
+    functions_of,
+    host,
+)  # fmt: skip
 from xpmlp.errors import out_of_device_memory
 from xpmlp.typing import Kernel, Operand, Rule, RuleFunctions
 
@@ -224,26 +231,6 @@ class TorchBackend(ReferenceBackend):
             self.copy(self.torch.index_select(x, 0, indices), out)
 
 
-class _ExactProducts:
-    """While entered, by any thread, no setting of PyTorch's rounds the operands of float32."""
-
-    def __init__(self) -> None:
-        self._lock, self._entered = Lock(), 0
-        self._undo: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._entered:
-                self._undo = _be_exact()
-            self._entered += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._entered -= 1
-            if not self._entered:
-                self._undo()
-
-
 def _be_exact() -> Callable[[], None]:
     """Have PyTorch compute products as they are; gives what restores the settings.
 
@@ -273,7 +260,8 @@ def _be_exact() -> Callable[[], None]:
     return undo
 
 
-_exact_products = _ExactProducts()
+# No setting of PyTorch's rounds the operands of float32 then.
+_exact_products = Held(_be_exact)
 
 
 @cache
